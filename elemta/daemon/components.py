@@ -18,6 +18,7 @@ from elemta.config import BareNewline, Config, EarlyTalkers, ListenerConfig, Lis
 from elemta.conversation_trace import ConversationTrace
 from elemta.daemon.cluster import ClusterMembership
 from elemta.daemon.membership import Membership, SingleNode
+from elemta.daemon.worker_orders import decision_seconds
 from elemta.delivery.hop_memory import HopMemory
 from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.settings import DeliverySettings
@@ -232,23 +233,31 @@ def build_at_start(config: Config, shared: SharedResources) -> Components:
 
 def _check_timeouts(config: Config, chain: PolicyChain) -> None:
     """No limit may take longer than its policy may: that would be a failure of the policy, each time."""
-    asking = config.resources.valkey_deadline if config.resources.valkey_url else 0.0
+    asking = decision_seconds(config)
+    shared = bool(config.resources.valkey_url)
     delays = any(limit.on_exceed is OnExceed.DELAY for limit in config.limits)
     for loaded in chain.policies:
         if not isinstance(loaded.policy, LimitsPolicy):
             continue
         timeout = loaded.common.timeout
-        # The limits of a client that is delayed are checked before and after.
-        if asking >= timeout:
-            key, seconds, why = "resources.valkey_deadline", asking, "so that what limits say then is done"
-        elif delays and loaded.policy.max_delay + 2 * asking >= timeout:
+        must = f"must be less than the policy's timeout, {timeout:g} s,"
+        hint = "lower it, or raise the timeout"
+        if asking >= timeout and shared:
+            key, seconds = "resources.valkey_deadline", asking
+            problem = f"{must} so that what limits say then is done"
+        elif asking >= timeout:
+            # No setting says how long a worker waits.
+            key, seconds = f"policy.{loaded.name}.timeout", timeout
+            problem = f"must be more than the {asking:g} s that a worker waits for its supervisor"
+            hint = "raise it, or set server.workers = 1"
+        elif delays and loaded.policy.max_delay + asking >= timeout:
+            # The limits of a client that is delayed are checked once more afterwards.
             key, seconds = f"policy.{loaded.name}.max_delay", loaded.policy.max_delay
-            why = "because a limit delays"
+            of_workers = f" by the {asking:g} s that a worker waits for its supervisor" if asking else ""
+            problem = f"{must}{' by one valkey_deadline' if shared else of_workers} because a limit delays"
         else:
             continue
-        margin = " by two valkey_deadlines" if asking and seconds != asking else ""
-        problem = f"is {seconds:g} s: must be less than the policy's timeout, {timeout:g} s,{margin} {why}"
-        raise ConfigError([Fault(config.source, key, problem, "lower it, or raise the timeout")])
+        raise ConfigError([Fault(config.source, key, f"is {seconds:g} s: {problem}", hint)])
 
 
 def needs_restart(old: Components, new: Components) -> tuple[str, ...]:

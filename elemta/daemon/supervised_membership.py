@@ -42,6 +42,7 @@ from elemta.daemon.membership import (
 )
 from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
+from elemta.daemon.worker_orders import WITHOUT_VALKEY_SECONDS
 from elemta.errors import ChannelRefused, StoreUnavailable
 from elemta.limits.failover import BreakerState, CountingMode
 from elemta.limits.lease_renewal import LeaseRenewal
@@ -63,12 +64,6 @@ from elemta.workers.slot_client import ConnectionCredit, WorkerSlots
 from elemta.workers.slot_server import SlotServer
 
 _log = Logger()
-
-WITHOUT_VALKEY_SECONDS = 1.0
-"""Seconds that a decision waits for the supervisor where there is no Valkey.
-
-The supervisor decides at once then. A worker that decides by its share is worse than one that waits.
-"""
 
 _ANNOUNCE, _REFUSED = "host.announce_reset", "host.refused"
 _REFUSED_SECONDS = 1.0

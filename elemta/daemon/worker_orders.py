@@ -8,15 +8,31 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from elemta.config import Config
+
 DIRECTORY = "workers"
 """Beside the partitions: where each worker has its sockets, in a directory named by its number."""
 
 METRICS_SOCKET = "metrics.sock"
 
+WITHOUT_VALKEY_SECONDS = 0.9
+"""Seconds that a decision waits for the supervisor where there is no Valkey.
+
+The supervisor decides at once then. A worker that decides by its share is worse than one that waits. With the
+longest delay of the policy limits, 4 s, this is less than the timeout of a policy, 5 s.
+"""
+
 
 def worker_count(workers: int) -> int:
     """How many there are where ``[server] workers`` is this; 0 is one for each core of this process."""
     return workers or len(os.sched_getaffinity(0))
+
+
+def decision_seconds(config: Config) -> float:
+    """The longest time that a decision about a limit waits for Valkey, or for the supervisor of workers."""
+    if config.resources.valkey_url:
+        return config.resources.valkey_deadline
+    return WITHOUT_VALKEY_SECONDS if worker_count(config.server.workers) > 1 else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class LimitsOptions:
     max_delay: float = setting(
         4.0,
         'The longest that a client is kept waiting by a limit with on_exceed = "delay"; then it is deferred. '
-        "Keep it below this policy's timeout.",
+        "Keep it below this policy's timeout, by what a check may wait for Valkey.",
         unit="seconds",
         minimum=0.0,
         maximum=240.0,
@@ -205,6 +205,7 @@ class LimitsPolicy:
 
     def _charge(self, about: _Charged, *, again: bool = False) -> MaybeDeferred[Verdict]:
         may_delay = not again and self._delayed < MAX_DELAYED
+        began = self._reactor.seconds()
         asked = self._limits.charge(
             about.stage,
             about.session,
@@ -214,9 +215,11 @@ class LimitsPolicy:
             may_delay=may_delay,
         )
         asked = detached(asked, self._give_back_unwanted, self._log_unwanted)
-        return run(self._record(asked, about, may_delay))
+        return run(self._record(asked, about, may_delay, began))
 
-    def _record(self, asked: MaybeDeferred[Charge], about: _Charged, may_delay: bool) -> Steps[Verdict]:
+    def _record(
+        self, asked: MaybeDeferred[Charge], about: _Charged, may_delay: bool, began: float
+    ) -> Steps[Verdict]:
         charge: Charge = yield asked
         if about.over:
             self._give_back(charge.receipts)
@@ -228,16 +231,17 @@ class LimitsPolicy:
         if refusal is None:
             return CONTINUE
         if may_delay and refusal.delays and self._delayed < MAX_DELAYED:
-            yield from self._delay(refusal)
+            yield from self._delay(refusal, began)
             verdict: Verdict = CONTINUE if about.over else (yield self._charge(about, again=True))
             return verdict
         return limit_verdict(refusal, about.stage)
 
-    def _delay(self, refusal: LimitRefusal) -> Steps[None]:
-        """Wait until it would pass, or as long as we may."""
+    def _delay(self, refusal: LimitRefusal, began: float) -> Steps[None]:
+        """Wait until it would pass, or as long as we may: what the first check took is a part of that."""
+        left = max(0.0, began + self.max_delay - self._reactor.seconds())
         self._delayed += 1
         try:
-            yield deferLater(self._reactor, min(refusal.retry_after + _MARGIN, self.max_delay))
+            yield deferLater(self._reactor, min(refusal.retry_after + _MARGIN, left))
         finally:
             self._delayed -= 1
 

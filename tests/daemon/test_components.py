@@ -43,8 +43,38 @@ def test_a_deadline_of_valkey_beyond_the_policys_timeout_is_a_fault(tmp_path: Pa
     resources = '[resources]\nvalkey_url = "valkey://127.0.0.1:1"\n'
     with pytest.raises(ConfigError, match=r"resources\.valkey_deadline: is 6 s: must be less than .* 5 s"):
         assembled(tmp_path, LIMIT.replace("ACTION", "defer") + f'{resources}valkey_deadline = "6s"\n')
-    with pytest.raises(ConfigError, match=r"max_delay: is 4 s: must be less than .* by two valkey_deadlines"):
-        assembled(tmp_path, LIMIT.replace("ACTION", "delay") + f'{resources}valkey_deadline = "500ms"\n')
+    with pytest.raises(ConfigError, match=r"max_delay: is 4 s: must be less than .* by one valkey_deadline"):
+        assembled(tmp_path, LIMIT.replace("ACTION", "delay") + f'{resources}valkey_deadline = "1s"\n')
+
+
+def with_workers(text: str) -> str:
+    return text.replace("[server]\n", "[server]\nworkers = 2\n")
+
+
+@pytest.mark.parametrize(
+    ("action", "table", "fault"),
+    [
+        (
+            "defer",
+            'timeout = "900ms"',
+            r"limits\.timeout: is 0\.9 s: must be more than the 0\.9 s that a worker",
+        ),
+        ("delay", 'max_delay = "4100ms"', r"max_delay: is 4\.1 s: must be less than .* by the 0\.9 s"),
+    ],
+)
+def test_what_a_worker_waits_for_its_supervisor_must_fit_into_the_policys_timeout(
+    tmp_path: Path, action: str, table: str, fault: str
+) -> None:
+    text = LIMIT.replace("ACTION", action) + f"[policy.limits]\n{table}\n"
+    with pytest.raises(ConfigError, match=fault):
+        assembled(tmp_path, with_workers(text))
+    # With a Valkey nothing waits so long.
+    assembled(tmp_path, with_workers(text) + '[resources]\nvalkey_url = "valkey://127.0.0.1:1"\n')
+
+
+@pytest.mark.parametrize("action", ["defer", "delay"])
+def test_the_defaults_leave_a_worker_its_wait(tmp_path: Path, action: str) -> None:
+    assembled(tmp_path, with_workers(LIMIT.replace("ACTION", action)))
 
 
 @pytest.mark.parametrize(("action", "table"), [("defer", 'timeout = "1s"'), ("delay", 'timeout = "4100ms"')])

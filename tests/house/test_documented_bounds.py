@@ -18,8 +18,8 @@ from elemta.daemon import (
     fleet_calls,
     joined_calls,
     node_questions,
-    supervised_membership,
     trace_operations,
+    worker_orders,
     worker_process,
 )
 from elemta.daemon.service import EX_TEMPFAIL
@@ -103,7 +103,7 @@ SAID = {
         f"counts as {MINUTE[return_times.SHORTEST_SPREAD]} at least",
         f"and as {NUMBERS[return_times.LONGEST_SPREAD // 60]} minutes at most",
         f"the times of {return_times.MAX_PROMISES:,} clients",
-        f"Without Valkey a worker waits for {supervised_membership.WITHOUT_VALKEY_SECONDS:g} s",
+        f"Without Valkey a worker waits for {worker_orders.WITHOUT_VALKEY_SECONDS:g} s",
         f"After {NUMBERS[failover.FAILURES]} answers that did not come in time",
     ],
     "postfix.md": [
@@ -137,7 +137,7 @@ SAID = {
         f"does not answer within {NUMBERS[joined_calls.READ_SECONDS]} seconds",
         f"{joined_calls.SILENT_SECONDS} s where it did not the last time",
         f"the supervisor waits {({0.8: 'four fifths'})[limit_client.SUPERVISOR_SHARE]} of that",
-        f"Without Valkey it waits {supervised_membership.WITHOUT_VALKEY_SECONDS:g} s",
+        f"Without Valkey it waits {worker_orders.WITHOUT_VALKEY_SECONDS:g} s",
         f"sends a sign of life {({1.0: 'once a second'})[worker_process.FACTS_EVERY]}",
         f"that sends none for {worker_process.SILENT_SECONDS:g} s",
         f"or {worker_process.FIRST_WORD_SECONDS:g} s after its start",

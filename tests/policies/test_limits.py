@@ -476,6 +476,24 @@ def test_delay_is_bounded_and_then_defers() -> None:
     )
 
 
+def test_what_the_first_check_takes_is_a_part_of_the_longest_delay() -> None:
+    store = LateStore()
+    registry = Harness(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY), store=store)
+    first, second = registry.client(), registry.client()
+    first.ask(Stage.MAIL)
+    store.deliver()
+    first.committed()
+    answer = second.ask(Stage.MAIL)
+    registry.clock.advance(0.9)
+    store.deliver()
+    registry.clock.advance(LimitsOptions().max_delay - 1.0)
+    assert not store.pending
+    registry.clock.advance(0.1)
+    assert len(store.pending) == 1
+    store.deliver()
+    assert isinstance(answer.result, Defer)
+
+
 def test_only_so_many_clients_are_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits_module, "MAX_DELAYED", 1)
     registry = Harness(limit("m", Counts.MESSAGES, rates=["1/1m"], on_exceed=OnExceed.DELAY))
