@@ -84,7 +84,7 @@ bench-retries: $(VENV)/.test ## clients that a limit refused together: when each
 campaign: $(VENV)/.test ## the long tests: kill -9 under load, outages of Valkey, and similar ones
 	$(VENV)/$(PYTEST) -m campaign --timeout=0 -s $(ARGS)
 
-multinode: $(VENV)/.test ## three nodes behind HAProxy and nginx in namespaces, while parts fail; as root
+multinode: $(VENV)/.test ## three nodes behind HAProxy and nginx, and three Postfixes, in namespaces, while parts fail; as root
 	@tests/multinode/run $(VENV)/bin/python $(ARGS)
 
 api-test: $(VENV)/.test .venv-schemathesis/bin/schemathesis ## asks a daemon all that its openapi.json describes (schemathesis)
