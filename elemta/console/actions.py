@@ -53,13 +53,6 @@ async def reset_limit(visit: Visit) -> Page | str:
     return f"/limits?{urlencode({'done': 'reset'})}"
 
 
-async def roll_back(visit: Visit) -> Page | str:
-    """Push the limits of an earlier version again; ``base`` is the version that the page showed."""
-    given = {name: visit.form.get(name, "").strip() for name in ("version", "base", "note")}
-    await visit.post("/v1/limits/rollback", given)
-    return f"/limits?{urlencode({'done': 'rollback'})}"
-
-
 async def act_on_daemon(visit: Visit) -> Page | str:
     """Read the configuration again, or drain this node, or end that."""
     action = visit.parts["action"]

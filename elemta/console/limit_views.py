@@ -9,8 +9,8 @@ from typing import Any
 
 from elemta.console.limit_networks import IPNetwork, groups_by_network, percent_full, wider_networks
 from elemta.console.mail_views import PAGE_ROWS
+from elemta.console.pushed_limits import pushed_history
 from elemta.console.visit import Page, Visit, silent_nodes
-from elemta.errors import StoreUnavailable
 from elemta.ops.admin_errors import AdminRefusal
 
 MOST_IDENTITIES = "1000"
@@ -30,7 +30,7 @@ async def limits(visit: Visit) -> Page:
     if may_override:
         overrides = await visit.get("/v1/limits/overrides")
     values = {
-        "pushed": await _pushed(visit),
+        "pushed": await pushed_history(visit),
         "overrides": overrides["overrides"],
         "may_override": may_override,
         "limits": [_with_fill(each) for each in listing["limits"]],
@@ -44,25 +44,6 @@ async def limits(visit: Visit) -> Page:
         "done": visit.query.get("done", ""),
     }
     return Page("limits.html", values)
-
-
-async def _pushed(visit: Visit) -> Any:
-    """The sets of limits that were pushed; None where there is no fleet, or it can't be asked now."""
-    try:
-        return await visit.get("/v1/limits/history")
-    except StoreUnavailable:
-        return None
-    except AdminRefusal as refusal:
-        if refusal.status is HTTPStatus.CONFLICT:
-            return None
-        raise
-
-
-async def confirm_rollback(visit: Visit) -> Page:
-    """What a rollback to a version would change, before it changes anything."""
-    version = visit.query.get("version", "")
-    report = await visit.post("/v1/limits/rollback", {"version": version, "dry_run": "true"})
-    return Page("rollback.html", {"version": version, "report": report})
 
 
 async def networks(visit: Visit) -> Page:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from elemta import __version__
 from elemta.auth.roles import AccessRole, Caller
-from elemta.console import actions, limit_views, mail_views, views
+from elemta.console import actions, limit_views, mail_views, pushed_limits, views
 from elemta.console.access import ConsoleAccess, LoginRefused
 from elemta.console.renderer import Renderer
 from elemta.console.visit import Answer, Page, Visit, fields, session_cookie
@@ -48,7 +48,8 @@ READ: Mapping[str, Handler] = {
     "/refused": views.refused,
     "/limits": limit_views.limits,
     "/limits/networks": limit_views.networks,
-    "/limits/rollback": limit_views.confirm_rollback,
+    "/limits/push": pushed_limits.push_form,
+    "/limits/rollback": pushed_limits.confirm_rollback,
     "/fleet": views.fleet,
     "/sessions": views.sessions,
     "/policies": views.policies,
@@ -61,7 +62,10 @@ CHANGE: Mapping[str, Handler] = {
     "/destinations/{action}": actions.act_on_destination,
     "/daemon/{action}": actions.act_on_daemon,
     "/limits/reset": actions.reset_limit,
-    "/limits/rollback": actions.roll_back,
+    "/limits/push": pushed_limits.push,
+    "/limits/push/check": pushed_limits.check_push,
+    "/limits/push/edit": pushed_limits.edit_push,
+    "/limits/rollback": pushed_limits.roll_back,
     "/limits/override": actions.override_limit,
     "/limits/override/remove": actions.remove_override,
 }

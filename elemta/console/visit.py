@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -76,6 +77,11 @@ class Visit:
     async def post(self, path: str, query: Mapping[str, str] | None = None) -> Any:
         """Have a change made."""
         return await self._ask("POST", path, query)
+
+    async def post_document(self, path: str, content: Mapping[str, Json]) -> Any:
+        """Have a change made, by more than fits into a URI."""
+        body = json.dumps(content, ensure_ascii=False).encode()
+        return await self.calls.answer("POST", path, body, "application/json", caller=self.caller)
 
     async def delete(self, path: str, query: Mapping[str, str] | None = None) -> Any:
         """Have something removed."""

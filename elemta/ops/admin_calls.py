@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import tomllib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -29,6 +30,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 from urllib.parse import parse_qsl, unquote
 
 from elemta.auth.roles import LOCAL, AccessRole, Caller
+from elemta.config.dumper import literal
 from elemta.ops import audit
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
 from elemta.ops.admin_json import Choice, Json, ParameterKind, Text, parse_body, to_json, value_in_body
@@ -39,8 +41,10 @@ _ROUTE = "admin_route"
 # A character has up to 12 octets in a URI, and Twisted reads no line of more than 16 KiB.
 _MAX_TEXT = 1000
 _MAX_FIELDS = 16
-# The parameters that are whole files. By mistake that may be the daemon's own, with its passwords.
+# The parameters that are whole files of TOML. By mistake that may be the daemon's own, with its passwords.
 _DOCUMENTS = frozenset({"toml"})
+# With this parameter a call changes nothing, and only shows what it would change.
+_DRY_RUN = "dry_run"
 MAX_BODY = 64 * 1024
 """The octets that the body of a call may have, unless the call says more."""
 
@@ -168,13 +172,15 @@ class AdminCall:
             # Any failure: each attempt to change something has its record.
             if self.route.audited:
                 refusal = refusal_of(error)
-                target = self._target(parts, _without_documents({**query, **body}))
+                target = self._target(parts, _with_documents({**query, **body}, _length))
                 audit.change_refused(
                     caller, self.action, target, status=refusal.status, problem=refusal.error
                 )
             raise
-        if self.route.audited:
-            audit.change_made(caller, self.action, self._target(parts, {**query, **body}))
+        given = {**query, **body}
+        if self.route.audited and given.get(_DRY_RUN) not in (True, "true"):
+            target = self._target(parts, _with_documents(given, _without_comments))
+            audit.change_made(caller, self.action, target)
         return result
 
     def check_role(self, caller: Caller) -> None:
@@ -213,12 +219,21 @@ class AdminCall:
         return " ".join(f"{name}={given[name]}" for name in known)
 
 
-def _without_documents(given: Mapping[str, Json]) -> Mapping[str, Json]:
-    """The parameters of a refused call: what is not known to be a set of limits may hold passwords."""
-    return {
-        name: f"({len(str(value))} characters)" if name in _DOCUMENTS else value
-        for name, value in given.items()
-    }
+def _with_documents(given: Mapping[str, Json], shown: Callable[[str], str]) -> Mapping[str, Json]:
+    return {name: shown(str(value)) if name in _DOCUMENTS else value for name, value in given.items()}
+
+
+def _length(document: str) -> str:
+    """All that is logged of one that was refused: what is not known to be a set of limits has secrets."""
+    return f"({len(document)} characters)"
+
+
+def _without_comments(document: str) -> str:
+    """What one says that was taken, on one line: a comment may have anything in it."""
+    try:
+        return literal(tomllib.loads(document))
+    except (ValueError, RecursionError):
+        return _length(document)
 
 
 class CallTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ class Shown:
         except BaseException:
             self.fleet.close()
             raise
+        self.browser.show_as(*VIEWS[0])
         self.daemon = self.fleet.daemon
         self.open("/queue")
         self.browser.type("[name=username]", "operator")
@@ -156,6 +158,41 @@ def test_an_action_on_a_filter_shows_the_count_first(shown: Shown) -> None:
     shown.browser.wait_for("Delete: 1 message")
     shown.open("/queue")
     assert queue_id not in shown.browser.text()
+    shown.check()
+
+
+def test_a_set_of_limits_is_checked_and_pushed_by_the_keyboard(shown: Shown) -> None:
+    shown.open("/limits")
+    shown.press("a[href='/limits/push']")
+    shown.browser.wait_for("Push limits to the fleet")
+    area = "textarea[name=toml]"
+    good = shown.browser.run(f"return document.querySelector('{area}').value")
+    bad = good.replace("60/1h", f"60/1h {SCRIPT}").replace('"helo"', f'"{SCRIPT}"') + "[nonsense]\n"
+    shown.browser.run(f"document.querySelector('{area}').value = {json.dumps(bad)}")
+    shown.press("main form button")
+    for words in ("nothing was changed", "limit[2].per", "limit[3].rates", "nonsense"):
+        shown.browser.wait_for(words)
+    shown.check()
+    assert shown.browser.run(f"return document.querySelector('{area}').value") == bad
+
+    # More than one has passed.
+    stricter = good.replace("60/1h", "1/1h")
+    shown.browser.run(f"document.querySelector('{area}').value = {json.dumps(stricter)}")
+    shown.browser.tab_to("[name=note]")
+    shown.browser.type("[name=note]", SCRIPT)
+    shown.press("main form button")
+    text = shown.browser.wait_for("Push these limits?")
+    assert "mail-per-ip 127.0.0.1" in text
+    assert not shown.browser.run(f"return document.querySelector('{area}').matches(':read-write')")
+    shown.check()
+    shown.press("button[formaction='/limits/push/edit']")
+    shown.browser.wait_for("Push limits to the fleet")
+    shown.browser.run(f"document.querySelector('{area}').value = {json.dumps(good)}")
+    shown.press("main form button")
+    shown.browser.wait_for("Push these limits?")
+    shown.press("main form button")
+    text = shown.browser.wait_for("The limits are pushed")
+    assert SCRIPT in text
     shown.check()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -209,15 +210,15 @@ def test_a_number_beyond_its_bound_is_refused_however_long_it_is(text: str) -> N
 
 class Pushing:
     @route("POST", "/v1/sets/push")
-    async def push(self, toml: str, note: str = "") -> str:
+    async def push(self, toml: str, note: str = "", dry_run: Annotated[bool, Flag()] = False) -> str:
         """Take a set."""
         if "password" in toml:
             raise AdminRefusal(400, "this is no set")
         return note
 
 
-@ensureDeferred
-async def test_a_file_that_is_refused_is_not_in_the_audit_log() -> None:
+async def targets_of(*bodies: dict[str, Any]) -> list[str]:
+    """What the audit log says that pushes of these were made to, or refused."""
     targets: list[str] = []
 
     def keep(event: dict[str, Any]) -> None:
@@ -227,11 +228,39 @@ async def test_a_file_that_is_refused_is_not_in_the_audit_log() -> None:
     calls = CallTable(Pushing())
     globalLogPublisher.addObserver(keep)
     try:
-        for body in ({"toml": "password = 1", "note": "sale"}, {"toml": "password = 1"}):
-            octets = json.dumps(body).encode()
-            with pytest.raises(AdminRefusal):
-                await calls.answer("POST", "/v1/sets/push", octets, "application/json", ANNA)
-        await calls.answer("POST", "/v1/sets/push", b'{"toml": "[[limit]]"}', "application/json", ANNA)
+        for body in bodies:
+            with suppress(AdminRefusal):
+                await calls.answer(
+                    "POST", "/v1/sets/push", json.dumps(body).encode(), "application/json", ANNA
+                )
     finally:
         globalLogPublisher.removeObserver(keep)
-    assert targets == ["toml=(12 characters) note=sale", "(12 characters)", "[[limit]]"]
+    return targets
+
+
+@ensureDeferred
+async def test_a_file_that_is_refused_is_not_in_the_audit_log() -> None:
+    refused = {"toml": "password = 1"}
+    assert await targets_of({**refused, "note": "sale"}, refused, {**refused, "dry_run": True}) == [
+        "toml=(12 characters) note=sale",
+        "(12 characters)",
+        "toml=(12 characters) dry_run=True",
+    ]
+
+
+@ensureDeferred
+async def test_the_audit_log_has_the_tables_that_were_taken_without_their_comments() -> None:
+    text = '# of secrets\n[[limit]]\nname = "a#b" # secret\nexcept = ["192.0.2.0/24"]\n'
+    tables = '{ limit = [{ name = "a#b", except = ["192.0.2.0/24"] }] }'
+    assert await targets_of({"toml": text}, {"toml": text, "note": "sale"}) == [
+        tables,
+        f"toml={tables} note=sale",
+    ]
+
+
+@ensureDeferred
+async def test_a_dry_run_is_no_change_in_the_audit_log() -> None:
+    given = {"toml": "[[limit]]"}
+    assert await targets_of({**given, "dry_run": True}, {**given, "dry_run": False}) == [
+        "toml={ limit = [{  }] } dry_run=False"
+    ]

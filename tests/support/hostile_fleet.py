@@ -160,6 +160,7 @@ class HostileFleet:
             f"/limits?limit=mail-per-sender&id={quote('mail-per-sender:')}{sender}",
             "/limits/networks?limit=mail-per-ip",
             "/limits/networks?limit=mail-per-ip&within=127.0.0.0/8",
+            "/limits/push",
             "/limits/rollback?version=1",
             f"/explain?ip=127.0.0.1&helo={client}&from=a@evil.test&to={recipient}",
             "/logout",
