@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,10 +21,14 @@ from elemta.runtime import Runtime
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="epoll is Linux")
 
 
-def epoll_reactor() -> ReactorBase:
+@pytest.fixture
+def reactor() -> Iterator[ReactorBase]:
+    """A reactor of its own. Its ports and connections are closed with the test: nothing else would."""
     from twisted.internet.epollreactor import EPollReactor
 
-    return EPollReactor()
+    reactor = EPollReactor()
+    yield reactor
+    reactor.disconnectAll()
 
 
 class Echo(Protocol):
@@ -84,8 +89,7 @@ def connected(port: int) -> socket.socket:
     return client
 
 
-def test_sockets_are_served_without_a_context_of_the_old_log() -> None:
-    reactor = epoll_reactor()
+def test_sockets_are_served_without_a_context_of_the_old_log(reactor: ReactorBase) -> None:
     Runtime.system(reactor)
     echo, port = served(reactor)
     with connected(port) as one, connected(port) as two:
@@ -96,9 +100,9 @@ def test_sockets_are_served_without_a_context_of_the_old_log() -> None:
 
 
 def test_a_protocol_that_raises_loses_its_own_connection_and_is_logged(
+    reactor: ReactorBase,
     unhandled_errors: list[LogEvent],
 ) -> None:
-    reactor = epoll_reactor()
     Runtime.system(reactor)
     _, port = served(reactor)
     with connected(port) as one, connected(port) as two:
@@ -111,8 +115,7 @@ def test_a_protocol_that_raises_loses_its_own_connection_and_is_logged(
     unhandled_errors.clear()
 
 
-def test_what_is_ready_and_was_closed_meanwhile_is_left_out() -> None:
-    reactor = epoll_reactor()
+def test_what_is_ready_and_was_closed_meanwhile_is_left_out(reactor: ReactorBase) -> None:
     Runtime.system(reactor)
     echo, port = served(reactor)
     with connected(port) as one, connected(port) as two:
