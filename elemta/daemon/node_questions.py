@@ -54,6 +54,8 @@ _MOST_QUESTION = 20_000
 _GOOD_SECONDS = 2.0
 _ANSWER_KEPT_SECONDS = 3.0
 _ANSWER_SECONDS = 1.0
+# However little time a question has left: a server that misses the deadline of a command counts as silent.
+_COMMAND_SECONDS = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.06
 _SCRIPT = Script.of_package("elemta.daemon", "scripts/questions.lua")
 
@@ -101,31 +103,33 @@ class NodeQuestions:
 
     async def ask(self, node_id: str, request: PeerRequest, seconds: float) -> Json:
         """What another node answers within so many seconds. Raises PeerFailed."""
-        end = self._clock.seconds() + seconds
-        question, text = self._token(16), _question_text(self._node_id, request)
-        key = self._answer_key(question)
+        answer: Deferred[Json] = Deferred.fromCoroutine(self._ask(node_id, request, seconds))
         try:
-            if not await self._write(node_id, question, text, seconds):
-                raise PeerFailed("too many questions wait for it")
-            pause = _FIRST_PAUSE
-            while True:
-                await deferLater(self._clock, pause, lambda: None)
-                left = end - self._clock.seconds()
-                if left <= 0:
-                    raise PeerFailed("no answer in time")
-                found = await self._valkey.command("GET", key, key=key, deadline=max(left, 0.05))
-                if found is not None:
-                    # It would expire by itself.
-                    self._valkey.command("DEL", key, key=key, deadline=1.0).addErrback(_not_removed)
-                    return _content(found)
-                pause = min(_LONGEST_PAUSE, pause * 1.5)
+            return await answer.addTimeout(seconds, self._clock)
+        except OutOfTime:
+            raise PeerFailed("no answer in time") from None
         except StoreUnavailable as error:
             raise PeerFailed(f"Valkey does not answer: {error}") from error
+
+    async def _ask(self, node_id: str, request: PeerRequest, seconds: float) -> Json:
+        question, text = self._token(16), _question_text(self._node_id, request)
+        key = self._answer_key(question)
+        if not await self._write(node_id, question, text, seconds):
+            raise PeerFailed("too many questions wait for it")
+        pause = _FIRST_PAUSE
+        while True:
+            await deferLater(self._clock, pause, lambda: None)
+            found = await self._valkey.command("GET", key, key=key, deadline=_COMMAND_SECONDS)
+            if found is not None:
+                # It would expire by itself.
+                self._valkey.command("DEL", key, key=key, deadline=_COMMAND_SECONDS).addErrback(_not_removed)
+                return _content(found)
+            pause = min(_LONGEST_PAUSE, pause * 1.5)
 
     async def _write(self, node_id: str, question: str, text: str, seconds: float) -> bool:
         good = int(min(_GOOD_SECONDS, seconds + 0.5) * 1000)
         words: list[str | int] = ["ask", MOST_WAITING, good, question, text]
-        return bool(await self._valkey.run(_SCRIPT, [self._key(node_id)], words, deadline=seconds))
+        return bool(await self._valkey.run(_SCRIPT, [self._key(node_id)], words, deadline=_COMMAND_SECONDS))
 
     # Answering
 
@@ -148,7 +152,9 @@ class NodeQuestions:
 
     async def _take(self) -> None:
         try:
-            flat = await self._valkey.run(_SCRIPT, [self._key(self._node_id)], ["take"], deadline=1.0)
+            flat = await self._valkey.run(
+                _SCRIPT, [self._key(self._node_id)], ["take"], deadline=_COMMAND_SECONDS
+            )
         except StoreUnavailable:
             # The others miss the answer, and say so.
             return
@@ -172,7 +178,7 @@ class NodeQuestions:
         found: Any = Deferred.fromCoroutine(_served(serve, *asked))
         octets = await found.addTimeout(_ANSWER_SECONDS, self._clock)
         key, kept = self._answer_key(question), int(_ANSWER_KEPT_SECONDS * 1000)
-        await self._valkey.command("SET", key, octets, "PX", kept, key=key, deadline=_ANSWER_SECONDS)
+        await self._valkey.command("SET", key, octets, "PX", kept, key=key, deadline=_COMMAND_SECONDS)
 
     # Keys: each is alone in its call, so on Valkey Cluster its whole name chooses the server.
 

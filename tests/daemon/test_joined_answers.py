@@ -188,10 +188,12 @@ class FakeValkey:
         self.answers: dict[bytes, bytes] = {}
         self.away = False
         self.largest = 0
+        self.deadlines: list[float | None] = []
 
     def on_change(self, callback: Any) -> None: ...
 
     def run(self, script: Any, keys: Any, args: Any = (), *, deadline: float | None = None) -> Deferred[Any]:
+        self.deadlines.append(deadline)
         if self.away:
             return fail(StoreUnavailable("away"))
         waiting = self.questions.setdefault(keys[0], {})
@@ -205,6 +207,7 @@ class FakeValkey:
         return succeed(1)
 
     def command(self, *words: Any, key: Any = None, deadline: float | None = None) -> Deferred[Any]:
+        self.deadlines.append(deadline)
         if self.away:
             return fail(StoreUnavailable("away"))
         if words[0] == "SET":
@@ -300,6 +303,12 @@ def test_a_node_that_is_silent_a_valkey_that_is_away_and_a_full_box_are_problems
     assert "too many questions" in str(two.ask(REQUEST).value)
     two.valkey.away = True
     assert "Valkey does not answer" in str(two.ask(REQUEST).value)
+
+
+def test_a_question_with_little_time_lets_no_server_look_silent() -> None:
+    two = Two()
+    assert "no answer in time" in str(two.ask(REQUEST, 0.02).value)
+    assert set(two.valkey.deadlines) == {1.0}
 
 
 def test_what_is_no_question_is_not_answered() -> None:
