@@ -33,14 +33,17 @@ FEWEST_CONNECTIONS = 100
 LOOKS_TO_BEGIN = 3
 """So many late looks in a row begin an overload, after 0.6 s at least: a burst of clients is none."""
 
+LOOKS_TO_GROW = 5
+"""So many looks in time in a row let more in: a look may be in time by chance, between two long turns."""
+
 
 class OverloadLimit:
     """The number of connections that may be open, beside ``max_connections``.
 
     ``open_connections()`` says how many are open, ``most()`` is ``max_connections``. Looks begin with
-    :meth:`watch` and end by themselves. A late look cuts the number to nine tenths of what is open, and one
-    in time adds a tenth. A few late looks do not begin that: a burst or the collector of garbage may have
-    caused them.
+    :meth:`watch` and end by themselves. A late look cuts the number to nine tenths of what is open. Where
+    some were in time without a late one between them, each further one adds a tenth. A few late looks do not
+    begin that: a burst or the collector of garbage may have caused them.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class OverloadLimit:
         self.limit: int | None = None
         self.refused = 0
         self._late_looks = 0
+        self._looks_in_time = 0
         self._due = 0.0
         self._watches = False
 
@@ -87,11 +91,13 @@ class OverloadLimit:
         most = LATE_SECONDS if self.limit is None else STILL_LATE_SECONDS
         if late >= most or commit >= SLOW_COMMIT_SECONDS:
             self._late_looks += 1
+            self._looks_in_time = 0
             if self.limit is not None or self._late_looks >= LOOKS_TO_BEGIN:
                 self._cut(connections, late, commit)
         else:
             self._late_looks = 0
-            if self.limit is not None:
+            self._looks_in_time += 1
+            if self.limit is not None and self._looks_in_time >= LOOKS_TO_GROW:
                 self._grow(self.limit)
         self._watches = self.limit is not None or connections >= FEWEST_CONNECTIONS
         if self._watches:

@@ -12,6 +12,7 @@ from elemta.net.overload import (
     FEWEST_CONNECTIONS,
     LATE_SECONDS,
     LOOKS_TO_BEGIN,
+    LOOKS_TO_GROW,
     SLOW_COMMIT_SECONDS,
     STILL_LATE_SECONDS,
     OverloadLimit,
@@ -69,8 +70,23 @@ def test_it_begins_with_more_lateness_than_it_goes_on_with() -> None:
     load.connections = 440
     load.look(1, late=STILL_LATE_SECONDS)
     assert load.overload.limit == 396
-    load.look(1)
+    load.look(LOOKS_TO_GROW)
     assert load.overload.limit == 435
+
+
+def test_more_are_let_in_when_no_look_was_late_for_a_while() -> None:
+    load = Load(500)
+    load.look(LOOKS_TO_BEGIN, late=LATE_SECONDS)
+    for _ in range(3):
+        load.look(LOOKS_TO_GROW - 1)
+        assert load.overload.limit == 450
+        load.look(1, late=STILL_LATE_SECONDS)
+    load.look(LOOKS_TO_GROW - 1)
+    assert load.overload.limit == 450
+    load.look(1)
+    assert load.overload.limit == 495
+    load.look(1)
+    assert load.overload.limit == 544
 
 
 def test_single_late_looks_with_others_between_them_change_nothing() -> None:
@@ -89,7 +105,7 @@ def test_it_ends_by_itself_when_the_loop_is_in_time_again() -> None:
     while load.overload.limit is not None:
         limits.append(load.overload.limit)
         load.look()
-    assert limits == sorted(set(limits))
+    assert limits == sorted(limits)
     assert len(limits) * BEAT_SECONDS < 3.0
     assert load.shown == 0
     # Nothing looks any more, until there are enough connections again.
