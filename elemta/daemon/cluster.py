@@ -41,6 +41,7 @@ from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.metrics import Metrics, one_of
 from elemta.net.registry import ClientCredit
+from elemta.net.shared_handshakes import HostHandshakes
 from elemta.policy.policy_store import Store, ValkeyStores
 from elemta.runtime import Runtime
 from elemta.spool.record_file import RecordFile
@@ -61,6 +62,7 @@ class ClusterMembership:
     """
 
     credit: ClientCredit | None = None
+    handshakes: HostHandshakes | None = None
     slots: HostSlots | None = None
 
     def __init__(self, runtime: Runtime, config: Config, metrics: Metrics) -> None:

@@ -17,6 +17,7 @@ from elemta.net.context import ListenerContext
 from elemta.net.factory import ESMTPFactory
 from elemta.net.listeners import Listener, provide_descriptors, take_inherited_sockets
 from elemta.net.registry import ConnectionRegistry
+from elemta.net.shared_handshakes import SharedHandshakes
 from elemta.net.tls import ServerCertificate
 from elemta.ops.http import Ready, metrics_site
 from elemta.policy_service import PolicyServiceFactory
@@ -36,6 +37,8 @@ class Listeners:
         self.registry = ConnectionRegistry(shared.runtime, max_connections, shared.metrics.net)
         self.registry.trace = shared.trace
         self.registry.credit = shared.fleet.credit
+        if shared.fleet.handshakes is not None:
+            self.registry.shared_handshakes = SharedHandshakes(shared.fleet.handshakes)
         shared.metrics.net.session_memory.poll_labelled(self._session_memory)
         self.smtp: list[Listener] = []
         self.policy_services: list[Listener] = []

@@ -19,6 +19,7 @@ from elemta.limits.pushed import PushedLimits
 from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
 from elemta.net.registry import ClientCredit
+from elemta.net.shared_handshakes import HostHandshakes
 from elemta.policy.policy_store import MemoryStore as MemoryPolicyStore
 from elemta.policy.policy_store import Store
 from elemta.runtime import Runtime
@@ -198,6 +199,10 @@ class Membership(Protocol):
         """The part of the node's ``max_connections`` that this worker has; None where it is the node."""
 
     @property
+    def handshakes(self) -> HostHandshakes | None:
+        """The TLS handshakes of the node's workers together; None where it is the node."""
+
+    @property
     def slots(self) -> HostSlots | None:
         """The connections to next hops that the node's workers have together; None where it is the node."""
 
@@ -225,6 +230,7 @@ class SingleNode:
 
     scripts: ScriptRunner | None = None
     credit: ClientCredit | None = None
+    handshakes: HostHandshakes | None = None
     slots: HostSlots | None = None
 
     def __init__(self, runtime: Runtime) -> None:

@@ -55,6 +55,7 @@ from elemta.policy.policy_store import Store
 from elemta.runtime import Runtime
 from elemta.valkey import ScriptRunner
 from elemta.workers.channel import Channel
+from elemta.workers.handshake_places import HandshakeServer, WorkerHandshakes
 from elemta.workers.host_state import HostState, HostStateServer
 from elemta.workers.limit_bodies import Words, distrust, read, text, write
 from elemta.workers.limit_client import SUPERVISOR_SHARE, UNAVAILABLE, as_unavailable, worker_store
@@ -94,6 +95,7 @@ class MembershipServer:
         self._limits = LimitServer(served)
         self._stores = PolicyStoreServer(fleet.policy_store)
         self._slots = SlotServer(max_connections)
+        self._handshakes = HandshakeServer()
         self._seconds = runtime.monotonic
         self._refused: dict[Channel, tuple[float, Sequence[RememberedRefusal]]] = {}
         fleet.on_own_reset(self.forget)
@@ -113,6 +115,7 @@ class MembershipServer:
         self._limits.serve(channel)
         self._stores.serve(channel)
         self._slots.serve(channel)
+        self._handshakes.serve(channel)
         self._state.serve(channel)
         channel.handle(_ANNOUNCE, self._announce)
         channel.handle_notice(_REFUSED, lambda body: self._take_refused(channel, body))
@@ -235,6 +238,7 @@ class SupervisedMembership:
         self._policy_stores = WorkerPolicyStores(channel, self.store, deadline)
         self._own_resets = OwnResets()
         self.credit = ConnectionCredit(runtime.reactor, channel)
+        self.handshakes = WorkerHandshakes(runtime.reactor, channel, workers=workers)
         self.slots = WorkerSlots(runtime.reactor, channel)
         self._renewal = LeaseRenewal(runtime.reactor, self.store)
         self._member: LocalNode | None = None

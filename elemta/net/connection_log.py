@@ -10,6 +10,7 @@ from elemta.runtime.fast_logger import FastLogger
 from elemta.smtp import replies
 from elemta.smtp.events import Forgave, Question, Replied
 from elemta.smtp.leniency import Leniency
+from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo
 
 _log = FastLogger()
@@ -17,6 +18,26 @@ _log = FastLogger()
 _LONGEST_LOGGED = 512
 # What answers for a message: the end of its data, in either way.
 _ABOUT_A_MESSAGE = frozenset({".", "BDAT"})
+
+
+def log_refused_connection(
+    registry: ConnectionRegistry,
+    metrics: NetMetrics,
+    listener: str,
+    client_ip: str,
+    refusal: tuple[Reply, str],
+) -> None:
+    """Count and log that a client gets no session: the reply that says so, and the reason."""
+    reply, reason = refusal
+    metrics.connections_refused.labels(listener, reason).inc()
+    registry.refusals.no_session(client_ip, listener, reply, reason)
+    _log.info(
+        "connection refused",
+        event="connection.refused",
+        listener=listener,
+        client_ip=client_ip,
+        reason=reason,
+    )
 
 
 class ConnectionLog:
@@ -73,6 +94,11 @@ class ConnectionLog:
         self._metrics.tls_connections.labels("failed").inc()
         if not self._health_check:
             self._registry.handshake_log.failed(self._facts, heard, reason)
+
+    def refused_in_handshake(self, reply: Reply, reason: str) -> None:
+        """The client gets no session, though its connection was opened."""
+        listener, ip = self._facts.listener, str(self._facts.client_ip)
+        log_refused_connection(self._registry, self._metrics, listener, ip, (reply, reason))
 
     @property
     def seconds(self) -> float:

@@ -8,17 +8,15 @@ from twisted.internet.protocol import Factory, Protocol
 from elemta.config import ListenerConfig, ListenerTLS
 from elemta.directwrite import write_at_once
 from elemta.metrics import NetMetrics
+from elemta.net.connection_log import log_refused_connection
 from elemta.net.context import ListenerContext
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.proxy import ProxyPreamble
 from elemta.net.registry import ConnectionRegistry, IPAddress
 from elemta.net.socket_address import address_of
-from elemta.runtime.fast_logger import FastLogger
 from elemta.smtp import replies
 from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo
-
-_log = FastLogger()
 
 # A reason for which each refused connection has no record of its own: there are very many of them.
 _OVERLOAD = "overload"
@@ -101,18 +99,13 @@ class ESMTPFactory(Factory):
         return None
 
     def _refuse(self, reply: Reply, reason: str, ip: IPAddress) -> RefusalProtocol:
-        self._metrics.connections_refused.labels(self.listener.name, reason).inc()
-        self._registry.refusals.no_session(str(ip), self.listener.name, reply, reason)
         if reason == _OVERLOAD:
+            self._metrics.connections_refused.labels(self.listener.name, reason).inc()
+            self._registry.refusals.no_session(str(ip), self.listener.name, reply, reason)
             self._registry.overload.refused += 1
         else:
-            _log.info(
-                "connection refused",
-                event="connection.refused",
-                listener=self.listener.name,
-                client_ip=str(ip),
-                reason=reason,
-            )
+            name = self.listener.name
+            log_refused_connection(self._registry, self._metrics, name, str(ip), (reply, reason))
         return self._refusal_protocol(reply)
 
     def _refuse_health_check(self, reply: Reply) -> RefusalProtocol:

@@ -112,6 +112,7 @@ class ESMTPProtocol(ClientConnection):
 
     def handshakeCompleted(self) -> None:
         self._change(ConnectionChange.TLS_STARTED)
+        self._registry.handshake_ended(self)
         handshake, self._handshake = self._handshake, None
         if handshake is not None:
             handshake.completed()
@@ -154,6 +155,7 @@ class ESMTPProtocol(ClientConnection):
         if pending is not None and isinstance(self._session.question, PauseQuestion):
             pending.cancel()
         if handshake_failed:
+            self._registry.handshake_ended(self)
             handshake, self._handshake = self._handshake, None
             self._log.handshake_failed(b"" if handshake is None else handshake.heard, reason)
         try:
@@ -190,6 +192,11 @@ class ESMTPProtocol(ClientConnection):
     def handshaking(self) -> bool:
         """Whether a TLS handshake is under way."""
         return self._state in IN_HANDSHAKE
+
+    def refuse_handshake(self) -> None:
+        """End it before its handshake is done: its client has too many of them with the host's workers."""
+        self._log.refused_in_handshake(replies.TOO_MANY_CONNECTIONS, "max_connections_per_ip")
+        self.abort()
 
     def follow(self) -> None:
         """Something watches: show it this conversation from now on."""
@@ -390,6 +397,8 @@ class ESMTPProtocol(ClientConnection):
         self._deadlines.wait(TimeoutKind.HANDSHAKE, self._registry.seconds())
         self._handshake = certificate.handshake(self._tls_closed)
         self.transport.startTLS(self._handshake)
+        if not self.health_check:
+            self._registry.handshake_began(self, binding=self._terms.implicit_tls)
 
     def _close_when_told(self, event: Close) -> None:
         self._close(event.reason, in_message=event.in_message)

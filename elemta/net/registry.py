@@ -21,6 +21,7 @@ from elemta.net.handshake_log import HandshakeLog
 from elemta.net.live_sessions import LiveSession
 from elemta.net.overload import OverloadLimit
 from elemta.net.recent_refusals import RecentRefusals
+from elemta.net.shared_handshakes import SharedHandshakes
 from elemta.runtime import Runtime
 from elemta.smtp import replies
 from elemta.smtp.memory import MemoryBudget, SessionMemory
@@ -54,6 +55,10 @@ class ClientConnection(Protocol):
     def handshaking(self) -> bool:
         """Whether a TLS handshake is under way."""
         return False
+
+    def refuse_handshake(self) -> None:
+        """End it before its handshake is done: its client has too many of them with the host's workers."""
+        self.abort()
 
     def follow(self) -> None:
         """Something watches: show it this conversation from now on."""
@@ -91,7 +96,8 @@ class ConnectionRegistry:
     """All connections of this node, over all listeners: their number is bounded, their deadlines are kept.
 
     ``max_connections`` and ``max_connections_per_ip`` may change at a reload. While ``closed_with`` is a
-    reply, every new client gets it. ``credit`` is None where this process has no other workers beside it.
+    reply, every new client gets it. ``credit`` and ``shared_handshakes`` are None where this process has no
+    other workers beside it.
     """
 
     def __init__(self, runtime: Runtime, max_connections: int, metrics: NetMetrics | None = None) -> None:
@@ -99,6 +105,7 @@ class ConnectionRegistry:
         self.max_connections = max_connections
         self.max_connections_per_ip = max_connections
         self.credit: ClientCredit | None = None
+        self.shared_handshakes: SharedHandshakes | None = None
         self.closed_with: Reply | None = replies.STARTING
         self.connections: dict[ClientConnection, None] = {}
         self.waiting_input = MemoryBudget()
@@ -151,6 +158,16 @@ class ConnectionRegistry:
             if connection.handshaking
         )
         return stalled < self.max_connections_per_ip
+
+    def handshake_began(self, connection: ClientConnection, *, binding: bool) -> None:
+        """Let the host's workers know. ``binding``: it may be ended where its client has too many of them."""
+        if self.shared_handshakes is not None:
+            self.shared_handshakes.begin(connection, self.max_connections_per_ip, binding=binding)
+
+    def handshake_ended(self, connection: ClientConnection) -> None:
+        """It is done, or its connection is gone."""
+        if self.shared_handshakes is not None:
+            self.shared_handshakes.end(connection)
 
     def add(self, connection: ClientConnection) -> None:
         if not self.connections:

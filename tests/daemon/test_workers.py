@@ -7,10 +7,12 @@ import itertools
 import json
 import os
 import re
+import select
 import signal
 import smtplib
 import socket
 import socketserver
+import ssl
 import sys
 import threading
 import time
@@ -22,6 +24,7 @@ import pytest
 
 from tests.daemon.test_start import AS_SYSTEMD
 from tests.daemon.test_systemd import Systemd
+from tests.support.certificates import make_certificate
 from tests.support.daemon import Daemon
 from tests.support.valkey import valkey_server
 
@@ -31,6 +34,7 @@ domains = ["later.test"]
 to = "smtp://127.0.0.1:1"
 """
 PATIENCE = 60.0
+PER_IP = {"ELEMTA_RESOURCES_MAX_CONNECTIONS_PER_IP": "25"}
 
 
 def make(directory: Path, tables: str = "", **options: Any) -> Daemon:
@@ -41,8 +45,10 @@ def make(directory: Path, tables: str = "", **options: Any) -> Daemon:
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One for the tests that leave it running."""
-    daemon = make(tmp_path_factory.mktemp("workers")).start()
+    """One for the tests that leave it running. Its listener ``implicit`` begins with TLS."""
+    directory = tmp_path_factory.mktemp("workers")
+    implicit = '[[listener]]\nname = "implicit"\nendpoint = "tcp:0:interface=127.0.0.1"\ntls = "implicit"\n'
+    daemon = make(directory / "node", implicit + make_certificate(directory).table, environ=PER_IP).start()
     yield daemon
     daemon.kill()
 
@@ -358,6 +364,31 @@ max_connections = 1
             daemon.kill()
             hop.shutdown()
             serving.join()
+
+
+def test_handshakes_that_stall_are_bounded_over_all_workers(daemon: Daemon) -> None:
+    most, clients = int(PER_IP["ELEMTA_RESOURCES_MAX_CONNECTIONS_PER_IP"]), 70
+    with contextlib.ExitStack() as opened:
+        stalled = [opened.enter_context(daemon.socket("implicit")) for _ in range(clients)]
+        ended = until_ended(stalled, clients - most)
+        assert len(ended) == clients - most
+        for each in stalled:
+            each.close()
+        with daemon.socket("implicit") as plain:
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            with context.wrap_socket(plain) as again:
+                assert again.recv(100).startswith(b"220 ")
+
+
+def until_ended(sockets: list[socket.socket], count: int) -> list[socket.socket]:
+    """Wait until the daemon has ended so many of them; those that it has ended."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        ended, _, _ = select.select(sockets, [], [], 0.1)
+        if len(ended) >= count:
+            return ended
+        assert time.monotonic() < deadline, len(ended)
 
 
 def test_a_drain_holds_for_every_worker_until_it_ends(daemon: Daemon) -> None:

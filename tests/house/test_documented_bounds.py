@@ -31,7 +31,7 @@ from elemta.policies.mail_auth import dmarc, message_reader, signatures, spf
 from elemta.policy import outbox_file
 from elemta.policy_service import decisions, requests, service
 from elemta.spool import history_feed
-from elemta.workers import limit_client
+from elemta.workers import handshake_places, limit_client
 
 DOCS = Path(__file__).parents[2] / "docs"
 KIB, MIB = 1024, 1024 * 1024
@@ -139,6 +139,7 @@ SAID = {
         f"the supervisor waits {({0.8: 'four fifths'})[limit_client.SUPERVISOR_SHARE]} of that",
         f"Without Valkey it waits {worker_orders.WITHOUT_VALKEY_SECONDS:g} s",
         f"sends a sign of life {({1.0: 'once a second'})[worker_process.FACTS_EVERY]}",
+        f"the supervisor does not answer within {handshake_places.TAKE_SECONDS:g} s",
         f"that sends none for {worker_process.SILENT_SECONDS:g} s",
         f"or {worker_process.FIRST_WORD_SECONDS:g} s after its start",
         f"After three deaths within {worker_process._QUICK_DEATH:g} s of their starts",
