@@ -60,6 +60,16 @@ _DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _DOTS_ANYWHERE = re.compile(rf"\.*{_ATOM}(?:\.+{_ATOM})*\.*")
 
 
+_QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
+
+
+def unquoted_local(text: str) -> str:
+    """A local-part as it is meant, of one in quotes; any other one is given back as it is."""
+    if len(text) > 1 and text.startswith('"') and text.endswith('"'):
+        return _QUOTED_PAIR.sub(r"\1", text[1:-1])
+    return text
+
+
 def _quoted(text: str) -> str:
     # RFC 5321 §4.1.2 Quoted-string
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -12,7 +12,11 @@ from elemta.config.faults import Faults
 from elemta.config.schema import SpoolConfig
 
 _HEAD = re.compile(r"\s*\[\s*(?P<table>[^\]#]*?)\s*\]")
-_DIRECTORY = re.compile(r"""\s*directory\s*=\s*(?P<value>"[^"\n]*"|'[^'\n]*')""")
+_STRINGS = (r'"""[^"\n]+"""', r"'''[^'\n]+'''", r'"(?:[^"\\\n]|\\.)*"', r"'[^'\n]*'")
+_VALUE = rf"\s*=\s*(?P<value>{'|'.join(_STRINGS)})"
+_DIRECTORY = re.compile(r"""\s*(?P<quote>["']?)directory(?P=quote)""" + _VALUE)
+# The same in a table above all others: ``spool.directory = "…"``, ``spool = { directory = "…" }``.
+_DOTTED = re.compile(r"""\s*spool\s*(?:\.\s*|=\s*\{(?:[^#\n]*,)?\s*)(?P<quote>["']?)directory(?P=quote)""" + _VALUE)
 
 
 def spool_directory(path: str | None, environ: Mapping[str, str]) -> str:
@@ -38,12 +42,13 @@ def _in_file(text: str) -> str | None:
 
 def _in_lines(text: str) -> str | None:
     """The setting in a file that is no TOML: the fault is somewhere else in it, as a rule."""
-    inside = False
+    table = ""
     for line in text.splitlines():
         head = _HEAD.match(line)
         if head is not None:
-            inside = head["table"].strip("\"'") == "spool"
-        setting = _DIRECTORY.match(line) if inside else None
+            table = head["table"].strip("\"'")
+        pattern = {"": _DOTTED, "spool": _DIRECTORY}.get(table)
+        setting = pattern.match(line) if pattern is not None else None
         if setting is not None:
             try:
                 return str(tomllib.loads(f"directory = {setting['value']}")["directory"])

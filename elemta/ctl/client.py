@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from elemta.ctl.exit_codes import EX_FAILED, EX_NOPERM, EX_UNAVAILABLE, CommandFailed
+from elemta.ctl.exit_codes import EX_FAILED, EX_NOPERM, EX_UNAVAILABLE, EX_USAGE, CommandFailed
 from elemta.socket_path import SocketPath
 
 # The daemon answers or gives up within 30 seconds.
@@ -24,7 +24,9 @@ class DaemonRefused(CommandFailed):
 
     def __init__(self, status: int, content: Mapping[str, Any]) -> None:
         error = str(content.get("error") or f"the daemon answered {status}")
-        super().__init__(EX_FAILED, error, str(content.get("hint") or ""))
+        # A call that is not understood is what the command made of its arguments.
+        code = EX_USAGE if status == http.client.BAD_REQUEST else EX_FAILED
+        super().__init__(code, error, str(content.get("hint") or ""))
         self.status = status
         self.content = content
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, cast
 
 from elemta import __version__
 from elemta.ctl import (
@@ -86,6 +86,10 @@ def _run(command: Command, invocation: CommandContext) -> int:
     except BrokenPipeError:
         # The reader of our output has closed it.
         return EX_FAILED
+    except OSError as error:
+        # A full disk under the output, as a rule: what was written is not the whole answer.
+        invocation.note(error.strerror or str(error))
+        return EX_FAILED
 
 
 def console() -> NoReturn:
@@ -93,14 +97,24 @@ def console() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    code = main(sys.argv[1:], sys.stdout, sys.stderr, os.environ)
+    stdin, stdout, stderr = _open(sys.stdin, "r"), _open(sys.stdout), _open(sys.stderr)
+    code = main(sys.argv[1:], stdout, stderr, os.environ, stdin)
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        stdout.flush()
+    except OSError as error:
+        if code == EX_OK and not isinstance(error, BrokenPipeError):
+            stderr.write(f"elemtactl: {error.strerror or error}\n")
         code = code or EX_FAILED
         # Python flushes once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
+
+
+def _open(stream: TextIO | None, mode: str = "w") -> TextIO:
+    """A stream of the process; an empty one where the process was started without it."""
+    if stream is not None:
+        return stream
+    return cast("TextIO", open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - to the end of the process
 
 
 def _fail(invocation: CommandContext, failed: CommandFailed) -> int:

@@ -39,7 +39,14 @@ _STATES_OF_ALL: Mapping[str, Sequence[str]] = {
     "bounce": ("",),
     "delete": ("",),
 }
-_FILTERS = ("state", "sender", "recipient", "destination", "why", "older_than")
+_FILTERS = {
+    "state": "--state",
+    "sender": "--from",
+    "recipient": "--to",
+    "destination": "--destination",
+    "why": "--reason",
+    "older_than": "--older-than",
+}
 _DONE = {"retry": "retried", "release": "released", "hold": "held", "delete": "deleted", "bounce": "returned"}
 # What is asked before, and what is said where the answer is no.
 _QUESTIONS = {
@@ -56,6 +63,7 @@ _FINAL = ("delete", "bounce")
 def show_list(invocation: CommandContext) -> int:
     args = invocation.args
     client = invocation.client()
+    _refuse_empty_filters(args)
     found: list[Mapping[str, Any]] = []
     complete = True
     for message in _matching(client, args, (args.state or "",)):
@@ -219,14 +227,23 @@ def change(invocation: CommandContext) -> int:
 
 def _chooses_many(args: argparse.Namespace) -> bool:
     """Whether filters choose the messages; for ``hold`` of named ones ``--reason`` is what to note."""
-    if args.action == "hold" and args.ids and args.why:
+    if args.action == "hold" and args.ids and args.why is not None:
         args.note, args.why = args.note or args.why, None
+    _refuse_empty_filters(args)
     filters = any(getattr(args, name) is not None for name in _FILTERS)
     if args.ids and (args.all or filters):
         raise CommandFailed(EX_USAGE, "filters and --all choose messages; they do not go with given ids")
     if not args.ids and not args.all and not filters:
         raise CommandFailed(EX_USAGE, "give queue ids, filters, or --all")
     return not args.ids
+
+
+def _refuse_empty_filters(args: argparse.Namespace) -> None:
+    """A text without a letter is in every text: a script whose variable is empty does not mean all."""
+    for name, option in _FILTERS.items():
+        if getattr(args, name) == "":
+            hint = "'<>' is the null sender" if name == "sender" else "leave it out for all"
+            raise CommandFailed(EX_USAGE, f"{option} is empty", hint)
 
 
 def _check_confirmable(invocation: CommandContext) -> None:

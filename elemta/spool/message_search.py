@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from elemta.address import unquoted_local
 from elemta.errors import SpoolError, UnknownMessage, UnknownPlace
 from elemta.history.finder import Sought
 from elemta.history.lives import (
@@ -69,7 +70,9 @@ def sought_by(text: str) -> Sought:
     words = {word: None}
     local, at, domain = word.rpartition("@")
     if at:
-        words[f"{local}@{canonical_domain(domain)}"] = None
+        # An address is kept as it is meant, and shown in quotes where it needs them; a Message-ID has them.
+        for spelling in (local, unquoted_local(local)):
+            words[f"{spelling}@{canonical_domain(domain)}"] = None
     return Sought(tuple(each for each in words if each), row_key(word.upper()))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -504,7 +507,7 @@ async def test_filters_go_by_reason_and_age_and_fit_a_part_of_the_text(daemon: D
     assert await chosen("--destination", "nowhere") == []
     (line,) = (await daemon.json("queue", "list", "--state", "deferred"))["messages"]
     assert (line["recipient"], line["reason"]) == ("bob@dest.test", "451 Try Later")
-    assert (await daemon.ctl("queue", "list", "--older-than", "soon"))[0] == 1
+    assert (await daemon.ctl("queue", "list", "--older-than", "soon"))[0] == 2
     assert (await daemon.ctl("queue", "list", "--state", "gone"))[0] == 2
 
 
@@ -556,6 +559,49 @@ async def test_neither_ids_nor_all_or_both_is_wrong_use(daemon: Daemon, argv: tu
     queue_id = await daemon.queue(hold="odd")
     assert (await daemon.ctl("queue", *argv))[0] == 2
     assert await daemon.state_of(queue_id) is MessageState.HOLD
+
+
+@pytest.mark.parametrize("option", ["--from", "--to", "--destination", "--reason", "--older-than"])
+@pytest.mark.parametrize("action", ["list", "retry", "hold", "release", "bounce", "delete"])
+@ensureDeferred
+async def test_a_filter_without_a_text_does_not_mean_all(daemon: Daemon, action: str, option: str) -> None:
+    """As in a script whose variable is empty."""
+    queue_id = await daemon.queue(Address("anna", "example.com"))
+    yes = () if action == "list" else ("--yes", "--all")
+    code, _, err = await daemon.ctl("queue", action, option, "", *yes)
+    assert (code, f"{option} is empty" in err) == (2, True)
+    assert await daemon.ids() == [queue_id]
+    assert await daemon.state_of(queue_id) is MessageState.ACTIVE
+
+
+@ensureDeferred
+async def test_an_empty_reason_of_a_named_message_is_none(daemon: Daemon) -> None:
+    queue_id = await daemon.queue(hold="odd")
+    assert (await daemon.ctl("queue", "hold", queue_id, "--reason", ""))[0] == 0
+    assert (await daemon.spool.show(queue_id)).message.hold_reason == "odd"
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("argv", [("status",), ("queue", "list"), ("--json", "queue", "stats")])
+@ensureDeferred
+async def test_output_that_can_not_be_written_is_a_failure(daemon: Daemon, argv: tuple[str, ...]) -> None:
+    await daemon.queue()
+    err = io.StringIO()
+    words = ("--socket", daemon.socket, *argv)
+    assert await deferToThread(main, words, FullDisk(), err, {}, io.StringIO()) == 1
+    assert err.getvalue() == "elemtactl: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">/dev/full"])
+def test_a_process_without_a_stream_ends_without_a_traceback(tmp_path: Path, closed: str) -> None:
+    command = f"{sys.executable} -m elemta.ctl.main config dump --config {tmp_path}/elemta.toml {closed}"
+    (tmp_path / "elemta.toml").write_text('[server]\nhostname = "mx.example.org"\n')
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1 if "full" in closed else 0, False)
 
 
 @ensureDeferred
@@ -652,6 +698,15 @@ async def test_a_broken_configuration_keeps_nobody_from_the_daemon(
     for command in (("status",), ("drain",), ("undrain",), ("queue", "list")):
         code, _, err = await deferToThread(run, "--config", str(config), *command)
         assert (code, err) == (0, "")
+    for written in (
+        "[spool]\n'directory' = '{}'\n",
+        '[spool]\ndirectory = """{}"""\n',
+        'spool = {{ expire = "1d", directory = "{}" }}\n',
+        'spool.directory = "{}"\n',
+    ):
+        spool = written.format(tmp_path / "spool")
+        config.write_text(fault + spool if last and spool.startswith("[") else spool + fault)
+        assert (await deferToThread(run, "--config", str(config), "status"))[0] == 0, written
     config.write_bytes(config.read_bytes() + b"# \xff\n")
     assert (await deferToThread(run, "--config", str(config), "status"))[0] == 0
     config.unlink()

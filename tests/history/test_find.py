@@ -51,6 +51,18 @@ async def test_a_message_is_found_by_each_of_its_names(open_spool: Any) -> None:
         assert (await find(spool, text)).messages == ()
 
 
+@ensureDeferred
+async def test_an_address_in_quotes_finds_its_message(open_spool: Any) -> None:
+    """As a listing shows it; and by what the quotes mean."""
+    spool = await open_spool(keep_history=KEEP)
+    names = ("q u", "a,b", "<d>", 'say "hi"', "back\\slash", "plain")
+    taken = {name: await take(spool, f"{name}@example.test") for name in names}
+    for name, queue_id in taken.items():
+        quoted = '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        for text in (f"{quoted}@example.test", f"<{quoted}@EXAMPLE.test>", f"{name}@example.test"):
+            assert [life.queue_id for life in (await find(spool, text)).messages] == [queue_id], text
+
+
 @pytest.mark.parametrize(
     ("reply", "name"),
     [
