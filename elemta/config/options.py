@@ -34,7 +34,9 @@ def describe_options(shape: type[Any], prefix: str = "") -> Iterator[OptionInfo]
             yield OptionInfo(key, kind.label, default, field.about.words)
             continue
         inner, many = nested
-        yield OptionInfo(key, "list of tables" if many else "table", "", field.about.words)
+        # A table has no default in one line: its keys have theirs. One that must be there has keys that must.
+        default = "[]" if many and not field.required else "" if field.required else "{}"
+        yield OptionInfo(key, "list of tables" if many else "table", default, field.about.words)
         yield from describe_options(inner, f"{key}[]." if many else f"{key}.")
 
 

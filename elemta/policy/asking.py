@@ -91,9 +91,7 @@ class ChainQuestion(Generic[Q]):
                 try:
                     answer = call.method(*self._arguments(call))
                     later = None if isinstance(answer, Verdict) else self._begin(call, answer, began)
-                except KeyboardInterrupt:
-                    raise
-                except BaseException:  # SystemExit too: a policy does not end the daemon
+                except BaseException:  # SystemExit and KeyboardInterrupt too: a policy ends no daemon
                     verdict = self.failed(call, FailureKind.ERROR, seconds() - began, Failure())
                 else:
                     took = seconds() - began

@@ -144,8 +144,6 @@ def _is_asked(policy: object) -> bool:
 def _built(name: str, build: Callable[[Services], object], services: Services) -> object:
     try:
         return build(services)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # a policy's code may raise anything
         raise ExplanationFailed(f"the policy {name} can't be built now: {error}") from error
 

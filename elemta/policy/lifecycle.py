@@ -181,9 +181,7 @@ class _PolicyLife:
             answer = as_deferred(method(), self._clock.seconds() + self.timeout)
             if answer is not None:
                 yield self._in_time(answer, words)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # SystemExit too: a policy does not end the daemon
+        except BaseException:  # SystemExit and KeyboardInterrupt too: a policy ends no daemon
             return Failure()
         return None
 

@@ -208,9 +208,12 @@ class Message:
         """Store the content of ``file``, from its start, in the place of what is behind the header.
 
         The file is read when the message is stored, and closed then or when it is refused; it must stay
-        readable until that. A bare CR or LF in it becomes CRLF, and NUL goes.
+        readable until that. A bare CR or LF in it becomes CRLF, and NUL goes. A file that gives text and no
+        octets raises TypeError.
         """
         self._check()
+        if not isinstance(file.read(0), bytes):
+            raise TypeError("the body is no binary file")
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if self._observed:

@@ -48,9 +48,7 @@ def tell(
     began = clock.seconds()
     try:
         pending = as_deferred(call.method(*fact.shown), began + runner.timeout)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # SystemExit too: a policy does not end the daemon
+    except BaseException:  # SystemExit and KeyboardInterrupt too: a policy ends no daemon
         failure = PolicyFailure(FailureKind.ERROR, clock.seconds() - began, Failure())
         runner.failed(call, failure, fact.session_id, fact.queue_id)
         return False

@@ -157,7 +157,7 @@ class Transaction:
         """
         self._check_writable()
         wanted = self._wanted(recipient)
-        if not self._observed and wanted.address not in self._facts.index:
+        if wanted.address not in self._facts.index:
             self._add([wanted])
 
     def remove_recipient(self, recipient: Recipient | Address | str) -> None:
@@ -206,10 +206,9 @@ class Transaction:
         self._settle()
         known = next(each for each in facts.recipients if each.address == address)
         wanted = [_in_place_of(known, self._wanted(each), each) for each in given]
-        if not self._observed:
-            self._add([each for each in wanted if each.address not in facts.index])
-            if all(each.address != address for each in wanted):
-                facts.index.remove(address)
+        self._add([each for each in wanted if each.address not in facts.index])
+        if not self._observed and all(each.address != address for each in wanted):
+            facts.index.remove(address)
 
     def close(self) -> None:
         """The policy has answered, and may not change the transaction any more."""
@@ -244,6 +243,8 @@ class Transaction:
     def _add(self, wanted: list[Recipient]) -> None:
         facts, octets = self._facts, sum(map(memory_of_recipient, wanted))
         self._check_space(len(wanted), octets)
+        if self._observed:
+            return
         facts.added_recipient_octets += octets
         facts.memory.take(octets)
         for each in wanted:

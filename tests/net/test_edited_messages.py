@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pytest_twisted import ensureDeferred
 
+from elemta.config import OnError
 from elemta.policy import CONTINUE, Quarantine, Reject
 from tests.net.conftest import Place, Scripted, reply_of
 
@@ -197,7 +199,20 @@ async def test_a_changed_message_that_is_refused_leaves_nothing_and_a_held_one_i
 
 class Failing(io.BytesIO):
     def read(self, size: int | None = -1) -> bytes:
+        if size == 0:
+            return b""
         raise OSError("gone")
+
+
+@ensureDeferred
+async def test_a_file_of_text_is_no_body_and_the_policy_has_failed(place: Place, tmp_path: Path) -> None:
+    written = tmp_path / "body.txt"
+    written.write_text("new")
+    place.on_error = OnError.ACCEPT
+    for file in (io.StringIO("new"), written.open(encoding="utf-8")):
+        with file:
+            place.policy = Editing(lambda m, file=file: m.replace_body(file))
+            assert (await spooled(place, HEADER + BODY)).endswith(BODY)
 
 
 @ensureDeferred

@@ -211,13 +211,16 @@ def test_an_observed_policy_that_fails_changes_nothing(stage, scripted):
     assert stage.counted.failed_ == [("watch", "rcpt", "error")]
 
 
-def test_the_keyboard_still_interrupts(stage, scripted):
-    def interrupt(*shown):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit, BaseException])
+def test_what_would_end_a_process_is_a_failure_of_the_policy(stage, scripted, kind):
+    """The keyboard is the reactor's: no signal raises KeyboardInterrupt in a call."""
 
-    client = stage.play(scripted(interrupt))
-    with pytest.raises(KeyboardInterrupt):
-        client.rcpt()
+    def leave(*shown):
+        raise kind
+
+    client = stage.play(scripted(leave))
+    assert client.rcpt().verdict == Defer("Local trouble, please try again later", code=451, enhanced="4.3.0")
+    assert stage.counted.failed_ == [("p1", "rcpt", "error")]
 
 
 def test_input_that_makes_a_policy_raise_never_switches_it_off_for_others(stage, scripted):

@@ -201,6 +201,26 @@ def test_the_bound_on_recipients_holds_for_added_ones(stage: Any) -> None:
     client.rcpt()
 
 
+@pytest.mark.parametrize("mode", list(Mode))
+def test_the_bound_on_recipients_is_checked_in_observe_mode_too(stage: Any, mode: Mode) -> None:
+    first = "first@example.com"
+
+    def do(session: Any, transaction: Any, recipient: Any) -> Any:
+        for more in (
+            lambda: transaction.add_recipient(LOCAL),
+            lambda: transaction.replace_recipient(first, [first, LOCAL]),
+            lambda: transaction.replace_recipient(recipient, [LOCAL, "more@example.com"]),
+        ):
+            with pytest.raises(ValueError, match="max_recipients"):
+                more()
+        return CONTINUE
+
+    client = stage.play(("p1", Scripted(do), {"mode": mode}))
+    client.transaction.max_recipients = 1
+    assert client.rcpt().verdict == CONTINUE
+    assert [str(each) for each in client.transaction.recipients] == [first]
+
+
 def test_five_thousand_additions_and_removals_do_not_stop_the_reactor(stage: Any) -> None:
     """What each takes does not depend on how many there are: before, 5,000 took over a second."""
     took: list[float] = []

@@ -561,10 +561,10 @@ def test_the_details_of_a_plugin_have_every_option_and_each_policy_that_is_made_
         assert details.instances == ("slow", "lists")
         assert details.info.interfaces == ("IRcptPolicy",)
         assert [(each.key, each.type, each.default) for each in details.options] == [
-            ("zone", "list of tables", ""),
+            ("zone", "list of tables", "[]"),
             ("zone[].name", "string", ""),
             ("zone[].weight", "whole number", "1"),
-            ("limits", "table", ""),
+            ("limits", "table", "{}"),
             ("limits.most", "whole number", "5"),
             ("timeout", "duration", '"2s"'),
         ]
