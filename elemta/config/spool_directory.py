@@ -16,7 +16,9 @@ _STRINGS = (r'"""[^"\n]+"""', r"'''[^'\n]+'''", r'"(?:[^"\\\n]|\\.)*"', r"'[^'\n
 _VALUE = rf"\s*=\s*(?P<value>{'|'.join(_STRINGS)})"
 _DIRECTORY = re.compile(r"""\s*(?P<quote>["']?)directory(?P=quote)""" + _VALUE)
 # The same in a table above all others: ``spool.directory = "…"``, ``spool = { directory = "…" }``.
-_DOTTED = re.compile(r"""\s*spool\s*(?:\.\s*|=\s*\{(?:[^#\n]*,)?\s*)(?P<quote>["']?)directory(?P=quote)""" + _VALUE)
+_DOTTED = re.compile(
+    r"""\s*spool\s*(?:\.\s*|=\s*\{(?:[^#\n]*,)?\s*)(?P<quote>["']?)directory(?P=quote)""" + _VALUE
+)
 
 
 def spool_directory(path: str | None, environ: Mapping[str, str]) -> str:

@@ -114,7 +114,7 @@ def _open(stream: TextIO | None, mode: str = "w") -> TextIO:
     """A stream of the process; an empty one where the process was started without it."""
     if stream is not None:
         return stream
-    return cast("TextIO", open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - to the end of the process
+    return cast("TextIO", open(os.devnull, mode, encoding="utf-8"))
 
 
 def _fail(invocation: CommandContext, failed: CommandFailed) -> int:
