@@ -197,6 +197,13 @@ class ValkeyServer:
             self.kill()
         self.start()
 
+    def restart_as_replica_of(self, primary: ValkeyServer) -> None:
+        """Start it again with nothing in it, to copy another one from now on."""
+        if self._process is not None:
+            self.kill()
+        self._settings["replicaof"] = primary.address.replace(":", " ")
+        self.start()
+
     def pause(self) -> None:
         """SIGSTOP: it holds its connections and answers nothing."""
         os.kill(self.pid, signal.SIGSTOP)

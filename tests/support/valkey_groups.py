@@ -29,6 +29,11 @@ def ask(server: ValkeyServer, *words: Any) -> Any:
         return server.command(*words)
 
 
+def _fields(reply: list[bytes]) -> dict[bytes, bytes]:
+    """What a Sentinel says of a server."""
+    return dict(zip(reply[::2], reply[1::2], strict=True))
+
+
 class _Group:
     """Servers that start and stop together."""
 
@@ -91,13 +96,21 @@ class Replicated(_Group):
             named.append(int(reply[1]) if reply else 0)
         return max(named, key=named.count)
 
+    def change_places(self) -> None:
+        """After a promotion: what was the primary begins again as the replica of the one that is it now."""
+        self.primary, self.replica = self.replica, self.primary
+        self.replica.restart_as_replica_of(self.primary)
+        eventually(self._complete, "three Sentinels that know the new primary and a replica in step")
+
     def _complete(self) -> bool:
         if ask(self.replica, "ROLE")[3] != b"connected":
             return False
         for sentinel in self.sentinels:
-            reply = iter(ask(sentinel, "SENTINEL", "MASTER", self.name))
-            known = dict(zip(reply, reply, strict=True))
+            known = _fields(ask(sentinel, "SENTINEL", "MASTER", self.name))
             if known[b"num-other-sentinels"] != b"2" or known[b"num-slaves"] != b"1":
+                return False
+            replicas = [_fields(each) for each in ask(sentinel, "SENTINEL", "REPLICAS", self.name)]
+            if [one[b"flags"] for one in replicas] != [b"slave"]:
                 return False
         return True
 
