@@ -60,6 +60,7 @@ from elemta.workers.host_state import HostState, HostStateServer
 from elemta.workers.limit_bodies import Words, distrust, read, text, write
 from elemta.workers.limit_client import SUPERVISOR_SHARE, UNAVAILABLE, as_unavailable, worker_store
 from elemta.workers.limit_server import FORGET, LimitServer, ServedStore
+from elemta.workers.outages import OutageServer
 from elemta.workers.policy_stores import PolicyStoreServer, WorkerPolicyStores
 from elemta.workers.slot_client import ConnectionCredit, WorkerSlots
 from elemta.workers.slot_server import SlotServer
@@ -96,6 +97,7 @@ class MembershipServer:
         self._stores = PolicyStoreServer(fleet.policy_store)
         self._slots = SlotServer(max_connections)
         self._handshakes = HandshakeServer()
+        self._outages = OutageServer(runtime.monotonic)
         self._seconds = runtime.monotonic
         self._refused: dict[Channel, tuple[float, Sequence[RememberedRefusal]]] = {}
         fleet.on_own_reset(self.forget)
@@ -116,6 +118,7 @@ class MembershipServer:
         self._stores.serve(channel)
         self._slots.serve(channel)
         self._handshakes.serve(channel)
+        self._outages.serve(channel)
         self._state.serve(channel)
         channel.handle(_ANNOUNCE, self._announce)
         channel.handle_notice(_REFUSED, lambda body: self._take_refused(channel, body))
@@ -126,6 +129,10 @@ class MembershipServer:
     def look(self) -> None:
         """Send the workers what has changed, now."""
         self._state.look()
+
+    def clear_outages(self) -> None:
+        """Tell new workers of no destination that is down: by another configuration all are tried again."""
+        self._outages.clear()
 
     def forget(self, limit: str, identity: str) -> None:
         """Have all workers forget what they remember of an identity: a limit was reset for it."""

@@ -240,6 +240,7 @@ class Supervisor(DaemonService):
         components.authenticator.inherit(self.components.authenticator)
         self.components = components
         self._changes += 1
+        self._served.clear_outages()
         return self.needs_restart
 
     # End

@@ -11,7 +11,8 @@ from elemta.delivery.destinations import Destinations
 from elemta.delivery.early_probes import EarlyProbes
 from elemta.delivery.local_faults import broke_off, lacking, working
 from elemta.delivery.routes import LOCAL
-from elemta.delivery.settings import Retries
+from elemta.delivery.settings import DeliverySettings
+from elemta.delivery.shared_outages import SharedOutages
 from elemta.outcome import Outcome, ReachedStage, Status, furthest
 from elemta.runtime import SteadyWall
 
@@ -26,12 +27,33 @@ class DestinationJudge:
         clock: SteadyWall,
         destinations: Destinations,
         early_probes: EarlyProbes,
-        retries: Retries,
+        settings: DeliverySettings,
+        outages: SharedOutages | None,
     ) -> None:
-        self.retries = retries
+        self._retries = settings.retries
         self._clock = clock
         self._destinations = destinations
         self._early_probes = early_probes
+        # None where this process has no other workers beside it.
+        self._outages = outages
+
+    def start(self) -> None:
+        """Hear of what the host's other workers find, from now on."""
+        if self._outages is not None:
+            self._outages.start()
+
+    def stop(self) -> None:
+        """Forget what is down, and hear of nothing more."""
+        self._early_probes.clear()
+        if self._outages is not None:
+            self._outages.stop()
+
+    def reconfigure(self, settings: DeliverySettings) -> None:
+        """Use these from now on; all destinations are tried again."""
+        self._retries = settings.retries
+        self._early_probes.clear()
+        if self._outages is not None:
+            self._outages.clear()
 
     def judged(
         self, destination: str, carried: Sequence[Outcome], epoch: int, started: float
@@ -65,7 +87,7 @@ class DestinationJudge:
             return None
         if down:
             answered_before = self._destinations.answered_before(destination)
-            self._block(destination, carried[0], now)
+            self._block(destination, carried[0], now, started)
             self._early_probes.failed(destination, lacking(carried), started, answered_before=answered_before)
         found = self._destinations.find(destination)
         if found is None or not found.failures:
@@ -81,14 +103,18 @@ class DestinationJudge:
         delivered = any(outcome.status is Status.DELIVERED for outcome in carried)
         if self._destinations.answered(destination, now, delivered=delivered):
             self._early_probes.forget(destination)
+            if self._outages is not None:
+                self._outages.found_up(destination)
             _log.info("a destination is back", event="delivery.destination_reopened", destination=destination)
 
-    def _block(self, destination: str, reason: Outcome, now: float) -> None:
+    def _block(self, destination: str, reason: Outcome, now: float, started: float) -> None:
         # A probe before its time, of an operator, does not move its back-off.
         regular = self._destinations.regular_probe(destination, now)
         failures = self._destinations.failures(destination) + (regular is None)
-        until = self.retries.next_probe(failures, now) if regular is None else regular
+        until = self._retries.next_probe(failures, now) if regular is None else regular
         self._destinations.block(destination, until, reason, early=regular is not None)
+        if self._outages is not None:
+            self._outages.found_down(destination, until, failures, reason, started)
         _log.info(
             "a destination is down; its mail waits",
             event="delivery.destination_blocked",

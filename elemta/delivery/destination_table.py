@@ -49,6 +49,8 @@ class DestinationTable:
         self._probing: set[str] = set()
         self._answered: BoundedMap[str, None] = BoundedMap(_MOST_ANSWERED)
         self._answered_once: BoundedMap[str, None] = BoundedMap(_MOST_ANSWERED)
+        #: What the host's other workers found of a destination: until when it is left alone, and why.
+        self.outage_of: Callable[[str], tuple[float, int, Outcome] | None] = _no_outage
 
     def __len__(self) -> int:
         return len(self._destinations) + len(self._resting) + self._quiet
@@ -77,6 +79,10 @@ class DestinationTable:
     def _state(self, name: str) -> Destination | Rest | None:
         destination = self._destinations.get(name)
         return self._resting.get(name) if destination is None else destination
+
+    def has_mail(self, name: str) -> bool:
+        """Whether mail waits for the destination, as far as is known here."""
+        return self._state(name) is not None or self._quiet_until(name) < inf
 
     def failures(self, name: str) -> int:
         """How often in a row the destination was found down."""
@@ -186,9 +192,20 @@ class DestinationTable:
             for each in (self._known, self._unknown):
                 each.wakes.discard(name)
             self._schedule(destination)
+        if not destination.failures and (outage := self.outage_of(name)) is not None:
+            self._is_down(destination, *outage)
         if name in self.paused:
             destination.shut_until = inf
         return destination
+
+    def _is_down(self, destination: Destination, until: float, failures: int, reason: Outcome) -> None:
+        """Others found a destination down that is new here."""
+        destination.failures, destination.shut_until, destination.reason = failures, until, reason
+        destination.regular_probe = until if destination.name in self.paused else 0.0
+        destination.epoch += 1
+        self._blocked += 1
+        self._move(destination, self._failing)
+        self._schedule(destination)
 
     def _first_ring(self, name: str) -> Ring:
         """The ring of a destination without a known state."""
@@ -269,6 +286,10 @@ class DestinationTable:
             self._quiet += 1
         else:
             self._resting.put(destination)
+
+
+def _no_outage(_name: str) -> None:
+    """This process has no other workers beside it."""
 
 
 def enough_space(ring: Ring) -> int:

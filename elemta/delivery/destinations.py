@@ -290,6 +290,34 @@ class Destinations(DestinationTable):
         self._move(destination, self._failing)
         self._schedule(destination)
 
+    def learn_outage(self, name: str, until: float, failures: int, reason: Outcome) -> bool:
+        """Leave a destination alone that others found down; whether it was open here till now.
+
+        One that is down here, too, is not probed before that time, unless its probe is under way.
+        """
+        destination = self._destination(name)
+        if destination.failures:
+            if destination.shut_until == inf:
+                destination.regular_probe = max(destination.regular_probe, until)
+            elif destination.shut_until:
+                destination.shut_until = max(destination.shut_until, until)
+            self._schedule(destination)
+        else:
+            self.block(name, until, reason)
+            destination.failures = failures
+        self._tidy(destination)
+        return destination.reason is reason
+
+    def learn_answer(self, name: str) -> bool:
+        """Open a destination that answers others; whether it was down here."""
+        state = self._state(name)
+        if state is None or not state.failures:
+            return False
+        destination = self._destination(name)
+        self._open(destination)
+        self._tidy(destination)
+        return True
+
     def probe_now(self, names: Iterable[str]) -> None:
         """Let the next attempts in these destinations be made now, whatever was known of them."""
         for name in names:

@@ -14,6 +14,7 @@ from elemta.delivery.client_protocol import NextHopConnection
 from elemta.delivery.next_hop import NextHop
 from elemta.delivery.outbound_limits import LOOK_AGAIN, Permit, Throttled, log_not_released
 from elemta.delivery.settings import DeliverySettings
+from elemta.delivery.shared_outages import HostOutages
 from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
 from elemta.limits.store import MaybeLater
 from elemta.metrics import DeliveryMetrics
@@ -111,7 +112,11 @@ class Gate(Protocol):
 
 
 class HostSlots(Protocol):
-    """The connections that all workers of this host may have together."""
+    """The connections that all workers of this host may have together, and what they know of destinations."""
+
+    @property
+    def outages(self) -> HostOutages:
+        """The destinations that are down."""
 
     def take(self, route: str, destination: str, most: int, per_destination: int) -> MaybeLater[bool]:
         """Whether there may be one more of the route, and to the destination."""

@@ -28,6 +28,7 @@ from elemta.delivery.queue_scans import AgeScan, DestinationScan, log_not_read
 from elemta.delivery.router import router_of
 from elemta.delivery.routes import Route
 from elemta.delivery.settings import DeliverySettings
+from elemta.delivery.shared_outages import shared_outages
 from elemta.delivery.success_notices import SuccessNotices
 from elemta.delivery.transports import Transports
 from elemta.delivery.under_way import PartsUnderWay, log_not_recorded
@@ -102,7 +103,8 @@ class DeliveryScheduler(Service):
         self._early_probes = EarlyProbes(
             runtime.reactor, self._time.seconds, self._probe_early, self._free_for_unknown
         )
-        self._judge = DestinationJudge(self._time, self._destinations, self._early_probes, settings.retries)
+        outages = shared_outages(self._time, self._destinations, host, self._look_soon)
+        self._judge = DestinationJudge(self._time, self._destinations, self._early_probes, settings, outages)
         self._listing = DestinationScan(queue, self._destinations, lambda: bool(self.running), self._listed)
         self._age_scan = AgeScan(
             runtime.reactor,
@@ -172,13 +174,12 @@ class DeliveryScheduler(Service):
         self._settings, self._hooks = settings, hooks
         self._ways = router_of(routes, settings, hooks)
         self._attempts.reconfigure(self._ways, settings)
-        self._judge.retries = settings.retries
+        self._judge.reconfigure(settings)
         self._expiry.settings = self._notices.settings = settings
         self._age_scan.poll = settings.poll
         self._transports.reconfigure(settings, hooks)
         self._pool.resize(settings.threads)
         self._destinations.places = settings.max_messages
-        self._early_probes.clear()
         self.commands.probe_all()
 
     def startService(self) -> None:
@@ -187,6 +188,7 @@ class DeliveryScheduler(Service):
             self._begin_anew()
         self._used_up = True
         self._pool.start()
+        self._judge.start()
         self._queue.use_plan(self._plan)
         if not self._subscribed:
             self._subscribed = True
@@ -214,7 +216,7 @@ class DeliveryScheduler(Service):
             self._transports.abandon()
             await self._under_way.wait_until_empty(_LAST_WAIT)
         await self._transports.stop()
-        self._early_probes.clear()
+        self._judge.stop()
         self._destinations.drop_all()
         self._set_aside.clear()
         await self._pool.join()

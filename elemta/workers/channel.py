@@ -115,6 +115,11 @@ class Channel(Protocol):
         """Questions of this end that have no answer yet, those whose time is up included."""
         return len(self._questions)
 
+    @property
+    def unsent(self) -> int:
+        """Octets that wait here for the other end to read."""
+        return self._unsent_octets
+
     def handle(self, name: str, handler: QuestionHandler) -> None:
         """Answer the questions of this name. A handler that raises ChannelRefused refuses with its code.
 

@@ -28,6 +28,7 @@ from elemta.deferred_value import MaybeDeferred, detached
 from elemta.errors import ChannelError
 from elemta.workers.channel import Channel
 from elemta.workers.limit_bodies import distrust, number, read, text, write
+from elemta.workers.outages import WorkerOutages
 
 _log = Logger()
 
@@ -149,6 +150,8 @@ class WorkerSlots:
     def __init__(self, clock: IReactorTime, channel: Channel) -> None:
         self._clock = clock
         self._channel = channel
+        #: What this worker and the others know of destinations that are down.
+        self.outages = WorkerOutages(clock.seconds, channel)
         self._users: list[SlotUser] = []
         self._offers: Counter[tuple[str, str]] = Counter()
         self._wanted: dict[tuple[str, str], None] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest_twisted
 from pytest_twisted import ensureDeferred
@@ -43,6 +43,7 @@ class Told:
 
     def __init__(self) -> None:
         self.words: list[str] = []
+        self.outages: Any = None
 
     def take(self, route: str, destination: str, most: int, per_destination: int) -> bool:
         self.words.append("take")

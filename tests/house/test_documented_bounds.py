@@ -23,6 +23,7 @@ from elemta.daemon import (
     worker_process,
 )
 from elemta.daemon.service import EX_TEMPFAIL
+from elemta.delivery import shared_outages
 from elemta.history import events, history, retention, store
 from elemta.limits import failover, nodes, past_nodes, push_registry, pushed, return_times
 from elemta.net import overload, recent_refusals
@@ -31,7 +32,7 @@ from elemta.policies.mail_auth import dmarc, message_reader, signatures, spf
 from elemta.policy import outbox_file
 from elemta.policy_service import decisions, requests, service
 from elemta.spool import history_feed
-from elemta.workers import handshake_places, limit_client
+from elemta.workers import handshake_places, limit_client, outages
 
 DOCS = Path(__file__).parents[2] / "docs"
 KIB, MIB = 1024, 1024 * 1024
@@ -140,6 +141,8 @@ SAID = {
         f"Without Valkey it waits {worker_orders.WITHOUT_VALKEY_SECONDS:g} s",
         f"sends a sign of life {({1.0: 'once a second'})[worker_process.FACTS_EVERY]}",
         f"the supervisor does not answer within {handshake_places.TAKE_SECONDS:g} s",
+        f"until {shared_outages.LATER:g} s after its next attempt",
+        f"hears of the newest {outages.MOST_OUTAGES:,}",
         f"that sends none for {worker_process.SILENT_SECONDS:g} s",
         f"or {worker_process.FIRST_WORD_SECONDS:g} s after its start",
         f"After three deaths within {worker_process._QUICK_DEATH:g} s of their starts",
