@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import math
+import pkgutil
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -14,8 +16,13 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import CancelledError
 
+import elemta.console
+import elemta.daemon
+import elemta.net
+import elemta.ops
 from elemta.address import NULL, Address
 from elemta.auth.roles import AccessRole
+from elemta.daemon.supervisor_operations import WORKER_CALLS
 from elemta.errors import (
     MessageOnHold,
     NoSender,
@@ -26,13 +33,27 @@ from elemta.errors import (
     StoreUnavailable,
     UnknownMessage,
 )
-from elemta.ops.admin_calls import AdminCall, CallTable, route
+from elemta.ops.admin_calls import AdminCall, CallTable, declared_calls, route
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
 from elemta.ops.admin_json import Count, Text, to_json
 from tests.support.administered import Administered
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = Administered(None).calls.calls
+
+
+def every_call() -> tuple[AdminCall, ...]:
+    """The calls of every class in the tree that declares some, each path once."""
+    found: dict[tuple[str, str], AdminCall] = {}
+    for package in (elemta.console, elemta.daemon, elemta.net, elemta.ops):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            for kind in vars(importlib.import_module(module.name)).values():
+                if isinstance(kind, type) and kind.__module__ == module.name:
+                    found.update(((each.method, each.path), each) for each in declared_calls(kind))
+    return tuple(found.values())
+
+
+EVERY_CALL = every_call()
 
 
 class Colour(enum.Enum):
@@ -233,7 +254,7 @@ def keys_of(result: Any) -> set[str]:
     return {key for each in get_args(result) for key in keys_of(each)}
 
 
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call.method} {call.path}")
+@pytest.mark.parametrize("call", EVERY_CALL, ids=lambda call: f"{call.method} {call.path}")
 def test_every_call_has_its_line_in_the_page_and_every_key_its_word(call: AdminCall) -> None:
     assert as_written(call) in page().replace("\n  ", " ")
     words = {word for quoted in re.findall(r"`([^`]*)`", page()) for word in quoted.split()}
@@ -244,7 +265,7 @@ def test_a_call_for_another_role_than_its_method_has_says_so_in_the_page() -> No
     entries = page().replace("\n  ", " ").split("\n- ")
     others = [
         (as_written(call), call.route.role.value)
-        for call in CALLS
+        for call in EVERY_CALL
         if call.route.role is not (AccessRole.VIEWER if call.method == "GET" else AccessRole.OPERATOR)
     ]
     assert len(others) > 2
@@ -252,6 +273,13 @@ def test_a_call_for_another_role_than_its_method_has_says_so_in_the_page() -> No
         assert [role in entry for entry in entries if entry.startswith(written)] == [True], written
 
 
+def test_the_daemon_and_its_supervisor_have_no_other_call() -> None:
+    known = {(each.method, each.path) for each in EVERY_CALL}
+    assert {(each.method, each.path) for each in (*CALLS, *WORKER_CALLS)} <= known
+    assert ("GET", "/v1/workers") in known
+
+
 def test_the_page_has_no_other_call() -> None:
     written = set(re.findall(r"`((?:GET|POST|DELETE) /v1/[^`]*)`", page()))
-    assert {f"`{each}`" for each in written} == {as_written(call) for call in CALLS}
+    calls = {as_written(call) for call in EVERY_CALL}
+    assert {f"`{each}`" for each in written} == {*calls, "`GET /v1/events`"}
