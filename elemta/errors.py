@@ -7,8 +7,9 @@ are for us: configuration that can't be used, a disk that fails, a plugin that i
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class ElemtaError(Exception):
@@ -35,11 +36,57 @@ class Fault:
 
 
 class ConfigError(ElemtaError):
-    """A configuration that can't be used; carries every fault that was found, not only the first."""
+    """A configuration that can't be used; carries every fault that was found, not only the first.
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
+    ``rest`` is the configuration with a default in the place of each setting that is wrong, for those that
+    look for more faults; None where there is none.
+    """
+
+    def __init__(self, faults: Sequence[Fault], rest: Any = None) -> None:
         self.faults = tuple(faults)
+        self.rest = rest
         super().__init__("\n".join(str(fault) for fault in self.faults))
+
+    def with_more(self, faults: Iterable[Fault]) -> ConfigError:
+        """The same, with the faults among these that it has not yet."""
+        more = [fault for fault in faults if fault not in self.faults]
+        return type(self)([*self.faults, *more])
+
+
+class FaultCollector:
+    """Collects what parts raise that are built one after the other, to raise it together.
+
+    .. code-block:: python
+
+        faults = FaultCollector()
+        with faults:
+            chain = load_chain(config, services)
+        with faults:
+            tls = load_context(config.tls)
+        faults.check()
+    """
+
+    def __init__(self) -> None:
+        self._error: ConfigError | None = None
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if not isinstance(error, ConfigError):
+            return False
+        if self._error is None:
+            self._error = error
+        elif isinstance(error, PolicyUnavailable):
+            self._error = PolicyUnavailable(self._error.with_more(error.faults).faults)
+        else:
+            self._error = self._error.with_more(error.faults)
+        return True
+
+    def check(self) -> None:
+        """Raise every fault, if there is any, as ConfigError, or PolicyUnavailable where that was raised."""
+        if self._error is not None:
+            raise self._error
 
 
 class PolicyUnavailable(ConfigError):

@@ -19,7 +19,7 @@ from twisted.python import usage
 
 from elemta import __version__
 from elemta.config import Config, load
-from elemta.errors import ConfigError, PolicyUnavailable
+from elemta.errors import ConfigError
 from elemta.ops.log import LogObserver, observer
 
 # sysexits.h: EX_CONFIG. A unit file can tell it from a crash and not restart in a loop.
@@ -63,7 +63,7 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor  # twistd has installed the one that was asked for by now
 
     from elemta.daemon.admin_operations import admin_calls
-    from elemta.daemon.components import SharedResources, build_at_start
+    from elemta.daemon.components import SharedResources, build_at_start, with_faults_of_parts
     from elemta.daemon.service import Elemta
     from elemta.daemon.supervised_membership import supervisor_config
     from elemta.daemon.supervisor import Supervisor
@@ -75,12 +75,18 @@ def makeService(options: Options) -> IService:
     runtime = Runtime.system(cast(ReactorBase, reactor))
     # Until the service takes it: what a reload would read is not read yet, and the default is to die of it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def shared_resources(config: Config) -> SharedResources:
+        several = worker_count(config.server.workers) > 1
+        return SharedResources.from_config(supervisor_config(config) if several else config, runtime)
+
     try:
         config = load(options["config"], os.environ)
         count = worker_count(config.server.workers)
-        shared = SharedResources.from_config(supervisor_config(config) if count > 1 else config, runtime)
+        shared = shared_resources(config)
         components = build_at_start(config, shared)
-    except (ConfigError, PolicyUnavailable) as error:
+    except ConfigError as found:
+        error = with_faults_of_parts(found, shared_resources)
         sys.stderr.write(f"elemta: the configuration can't be used:\n{_indented(str(error))}\n")
         raise SystemExit(EX_CONFIG) from None
     if options["check"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -59,8 +59,16 @@ _PORT_ZERO = re.compile(r"tcp6?:(?:port=)?0+(?::|$)")
 def check_together(config: Config, faults: Faults) -> None:
     """Note every fault between settings, except in tables that have a fault already."""
     for tables, check in _CHECKS:
-        if not any(faults.within(table) for table in tables):
+        if check is _limits:
+            # Each [[limit]] is checked by itself: a fault in one hides none in another.
+            faults.extend(in_sound_tables(check(config), faults))
+        elif not any(faults.within(table) for table in tables):
             faults.extend(list(check(config)))
+
+
+def in_sound_tables(found: Iterable[Fault], known: Faults) -> list[Fault]:
+    """Those in tables ``[[NAME]]`` in which no fault is known."""
+    return [fault for fault in found if not known.within(fault.key.partition(".")[0])]
 
 
 def _fault(config: Config, key: str, problem: str, hint: str = "") -> Fault:

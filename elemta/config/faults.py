@@ -39,6 +39,11 @@ class Faults:
         """Note what is wrong with an environment variable that sets no key."""
         self._faults.append(Fault(name, "", problem, hint))
 
+    @property
+    def any(self) -> bool:
+        """Whether a fault was noted."""
+        return bool(self._faults)
+
     def __iter__(self) -> Iterator[Fault]:
         return iter(self._faults)
 

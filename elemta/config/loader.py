@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from elemta.config.choices import Counts
 from elemta.config.config import DEFAULTS, Config
-from elemta.config.crosschecks import check_together
+from elemta.config.crosschecks import check_together, in_sound_tables
 from elemta.config.environment import EnvironmentOverride, read_environment
 from elemta.config.faults import Faults
 from elemta.config.layout import SECTIONS, Section
@@ -25,6 +26,8 @@ Document = Mapping[str, object]
 
 MAX_PUSHED = 1000
 """The most [[limit]] tables of one set of pushed limits."""
+# In the place of a [[limit]] that can't be read, so that those behind it keep their numbers in faults.
+_NO_LIMIT = LimitConfig("", (), Counts.MESSAGES, ())
 # A key begins a line, a header, or a pair of an inline table.
 _LONG_KEY = re.compile(
     r"""(?:^|[\[{,])[ \t]*(?:(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){64}""",
@@ -37,8 +40,8 @@ def load(path: str | None, environ: Mapping[str, str], text: str | None = None) 
     """Read a configuration file (None: all defaults) and the overrides of an environment.
 
     ``text`` is the file's where that was read before: it is not read again. Raises ConfigError with every
-    fault that was found. The files that it names are not opened: certificates, users and recipients are read
-    where they are used.
+    fault that was found, and with the rest of the configuration, where that is of use. The files that it
+    names are not opened: certificates, users and recipients are read where they are used.
     """
     source = DEFAULTS if path is None else path
     if path is not None and text is None:
@@ -52,6 +55,9 @@ def load(path: str | None, environ: Mapping[str, str], text: str | None = None) 
     if config is not None:
         config = dataclasses.replace(config, text=text)
         check_together(config, faults)
+        if faults.any:
+            limits = tuple(limit for limit in config.limits if limit is not _NO_LIMIT)
+            raise ConfigError(tuple(faults), rest=dataclasses.replace(config, limits=limits))
     return faults.unless_any(config)
 
 
@@ -77,7 +83,8 @@ def load_limits(text: str, source: str, base: Config) -> tuple[LimitConfig, ...]
         # What is between other settings was checked with them.
         others = Faults(source)
         check_together(config, others)
-        faults.extend(fault for fault in others if fault.key.startswith("limit["))
+        of_limits = (fault for fault in others if fault.key.startswith("limit["))
+        faults.extend(in_sound_tables(of_limits, faults))
     return faults.unless_any(None if read is None else read.limits)
 
 
@@ -181,7 +188,8 @@ def _read(
         for number, table in enumerate(tables[section.table] or ([] if section.many else [{}]), start=1):
             key = f"{section.table}[{number}]" if section.many else section.table
             explicit.update(f"{key}.{name}" for name in table)
-            read.append(read_table(section.shape, table, key, faults))
+            one = read_table(section.shape, table, key, faults)
+            read.append(_NO_LIMIT if one is None and section.shape is LimitConfig else one)
         if section.many and document.get(section.table) == []:
             explicit.add(section.table)
         complete = complete and None not in read

@@ -5,35 +5,49 @@ from __future__ import annotations
 from elemta.auth.authenticator import load_checkers
 from elemta.auth.senders import SenderAddresses
 from elemta.config import Config, dump
-from elemta.config.values import nearest
 from elemta.ctl.context import CommandContext
 from elemta.ctl.daemon import waits_for_restart
 from elemta.ctl.exit_codes import EX_CONFIG, CommandFailed
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault
-from elemta.policy.discovery import available_plugins, policy_instance
+from elemta.policy.discovery import load_chain
+from elemta.policy.service_doubles import make_services
 from elemta.runtime import ProcessRuntime
 
 
 def check(invocation: CommandContext) -> int:
     """``config check``: every fault, in the file itself and in what it names. Needs no daemon."""
-    config = invocation.config()
-    expiry, of_certificates = _of_certificates(config, invocation.runtime)
-    of_aliases, of_domains = _of_domains(config)
-    faults = [
-        *of_domains,
-        *_of_senders(config),
-        *of_certificates,
-        *_of_checkers(config, invocation.runtime),
-        *_of_chain(config),
-    ]
+    try:
+        config = invocation.config()
+    except CommandFailed as failed:
+        error = failed.__cause__
+        if not isinstance(error, ConfigError) or error.rest is None:
+            raise
+        more = _faults_of_parts(error.rest, invocation.runtime)
+        faults = error.with_more(more).faults
+        raise CommandFailed(EX_CONFIG, "the configuration can't be used", faults=faults) from error
+    faults = _faults_of_parts(config, invocation.runtime)
     if faults:
         raise CommandFailed(EX_CONFIG, "the configuration can't be used", faults=faults)
+    expiry, _ = _of_certificates(config, invocation.runtime)
+    of_aliases, _ = _of_domains(config)
     notes = [*config.without_effect(), *config.cautions(), *of_aliases, *expiry]
     return invocation.give_answer(
         {"ok": True, "config": config.source, "notes": [str(note) for note in notes]},
         *(f"note: {note}" for note in notes),
         f"{config.source}: the configuration is good",
+    )
+
+
+def _faults_of_parts(config: Config, runtime: ProcessRuntime) -> tuple[Fault, ...]:
+    _, of_certificates = _of_certificates(config, runtime)
+    _, of_domains = _of_domains(config)
+    return (
+        *of_domains,
+        *_of_chain(config),
+        *_of_checkers(config, runtime),
+        *_of_senders(config),
+        *of_certificates,
     )
 
 
@@ -84,23 +98,10 @@ def _of_checkers(config: Config, runtime: ProcessRuntime) -> tuple[Fault, ...]:
     return ()
 
 
-def _of_chain(config: Config) -> list[Fault]:
-    if not config.policies.chain:
-        return []
-    usable = {plugin.name: plugin.error for plugin in available_plugins() if plugin.name}
-    faults: list[Fault] = []
-    for index, policy in enumerate(config.policies.chain, start=1):
-        try:
-            _, name = policy_instance(config, policy)
-        except ConfigError as error:
-            faults += error.faults
-            continue
-        key = f"policies.chain[{index}]" if name == policy else f"policy.{policy}.use"
-        if name not in usable:
-            near = nearest(name, usable)
-            known = f"known: {', '.join(sorted(usable))}"
-            hint = f"did you mean {near}? {known}" if near else known
-            faults.append(Fault(config.source, key, f"no policy is called {name!r}", hint))
-        elif usable[name]:
-            faults.append(Fault(config.source, key, f"policy {name!r} can't be used: {usable[name]}"))
-    return faults
+def _of_chain(config: Config) -> tuple[Fault, ...]:
+    """The faults of the chain, whose policies are built without a daemon, and never asked."""
+    try:
+        load_chain(config, make_services(local=config.domains.local, hostname=config.server.hostname))
+    except ConfigError as error:
+        return error.faults
+    return ()

@@ -6,7 +6,7 @@ the others do too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from twisted.logger import Logger
@@ -24,7 +24,7 @@ from elemta.delivery.routes import Route, routes_from_config
 from elemta.delivery.settings import DeliverySettings
 from elemta.dns import DnsResolver
 from elemta.domains import Domains
-from elemta.errors import ConfigError, Fault
+from elemta.errors import ConfigError, Fault, FaultCollector
 from elemta.limits import Limiter, rules_from_config
 from elemta.limits.pushed import with_pushed
 from elemta.metrics import Metrics
@@ -149,33 +149,17 @@ def build_components(config: Config, shared: SharedResources) -> Components:
 
     Raises :class:`~elemta.errors.ConfigError` or :class:`~elemta.errors.PolicyUnavailable`.
     """
-    try:
-        return _build_components(config, shared)
-    except ConfigError as first:
-        more = [fault for fault in _faults_of_files(config) if fault not in first.faults]
-        if not more:
-            raise
-        raise type(first)([*first.faults, *more]) from first
-
-
-def _faults_of_files(config: Config) -> Iterator[Fault]:
-    """What is wrong with the files that need no other part: told together."""
-    readers: tuple[Callable[[], object], ...] = (
-        lambda: Domains.from_config(config.domains),
-        lambda: load_context(config.tls, config.certificates),
-    )
-    for read in readers:
-        try:
-            read()
-        except ConfigError as error:
-            yield from error.faults
-
-
-def _build_components(config: Config, shared: SharedResources) -> Components:
+    faults = FaultCollector()
     own_config, pushed = config, shared.fleet.pushed
-    config = with_pushed(config, None if pushed is None else pushed.in_force)
+    with faults:
+        config = with_pushed(config, None if pushed is None else pushed.in_force)
     metrics = shared.metrics
-    domains = Domains.from_config(config.domains)
+    # What other parts are built with while the files of recipients or aliases can't be read.
+    domains = Domains(
+        frozenset(config.domains.local), None, config.domains.relay_from, config.domains.recipient_delimiter
+    )
+    with faults:
+        domains = Domains.from_config(config.domains)
     logins = bool(config.auth.checkers or config.console.endpoint)
     rules = rules_from_config(config.resources, config.limits, config.auth if logins else None)
     limiter = Limiter(
@@ -198,25 +182,42 @@ def _build_components(config: Config, shared: SharedResources) -> Components:
         node_id=config.server.node_id,
         backends=shared.policy_backends,
     )
-    chain = load_chain(config, services, metrics.policy)
-    _check_timeouts(config, chain)
+    with faults:
+        chain = load_chain(config, services, metrics.policy)
+        _check_timeouts(config, chain)
+    with faults:
+        authenticator = Authenticator.from_config(config.auth, shared.runtime, source=config.source)
+    with faults:
+        senders = SenderAddresses.from_config(config.submission, domains)
+    with faults:
+        tls = load_context(config.tls, config.certificates)
+    with faults:
+        routes = routes_from_config(config, domains)
+    with faults:
+        delivery = DeliverySettings.from_config(config, shared.runtime, domains)
+    faults.check()
     return Components(
         config=config,
         own_config=own_config,
         domains=domains,
         chain=chain,
         limiter=limiter,
-        authenticator=Authenticator.from_config(config.auth, shared.runtime, source=config.source),
-        tls=load_context(config.tls, config.certificates),
-        routes=routes_from_config(config, domains),
-        delivery=DeliverySettings.from_config(config, shared.runtime, domains),
-        submission=SubmissionRules(
-            config.submission,
-            SenderAddresses.from_config(config.submission, domains),
-            config.server.hostname,
-            shared.runtime.wall,
-        ),
+        authenticator=authenticator,
+        tls=tls,
+        routes=routes,
+        delivery=delivery,
+        submission=SubmissionRules(config.submission, senders, config.server.hostname, shared.runtime.wall),
     )
+
+
+def with_faults_of_parts(error: ConfigError, shared: Callable[[Config], SharedResources]) -> ConfigError:
+    """A configuration's error, with the faults of the parts that the rest of it comes to."""
+    if error.rest is not None:
+        try:
+            build_components(error.rest, shared(error.rest))
+        except ConfigError as of_parts:
+            return error.with_more(of_parts.faults)
+    return error
 
 
 def build_at_start(config: Config, shared: SharedResources) -> Components:

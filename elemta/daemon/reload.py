@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from twisted.logger import Logger
 
 from elemta.config import Config, load
-from elemta.daemon.components import Components, SharedResources, build_components
+from elemta.daemon.components import (
+    Components,
+    SharedResources,
+    build_components,
+    with_faults_of_parts,
+)
 from elemta.deferred_value import Steps
-from elemta.errors import ConfigError, Fault, PolicyUnavailable
+from elemta.errors import ConfigError, Fault
 from elemta.ops.log import LogObserver
 from elemta.ops.systemd import Notifier
 
@@ -58,9 +63,7 @@ class ConfigReloader:
         try:
             components = build_components(load(self._config_path, self._environ, text), self._shared)
         except ConfigError as error:
-            return refused(error.faults)
-        except PolicyUnavailable as error:
-            return refused((Fault(str(self._config_path), "policies.chain", str(error)),))
+            return refused(with_faults_of_parts(error, lambda _: self._shared).faults)
         finally:
             self._notifier.ready()
         self._renew_log(components.config)
@@ -76,10 +79,7 @@ class ConfigReloader:
 
         Raises ConfigError, and then nothing was changed.
         """
-        try:
-            components = build_components(config, self._shared)
-        except PolicyUnavailable as error:
-            raise ConfigError([Fault(config.source, "policies.chain", str(error))]) from error
+        components = build_components(config, self._shared)
         yield from self._put_into_force(components)
 
     def _renew_log(self, config: Config) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from elemta.config import load
+from elemta.config import load, load_limits
 from elemta.config.faults import Faults
 from elemta.errors import ConfigError
 
@@ -543,3 +543,20 @@ def test_what_was_read_is_returned_unless_there_is_a_fault() -> None:
     for read in (None, "read"):
         with pytest.raises(ConfigError):
             faults.unless_any(read)
+
+
+def test_a_fault_in_one_limit_of_a_pushed_set_hides_none_in_another() -> None:
+    tables = (
+        LIMIT,
+        LIMIT.replace('"a"', '"b"') + 'rates = ["1/1m"]\n',
+        LIMIT.replace('"a"', '"b"') + 'rates = ["1/1m"]\nexcept = ["@x.example"]\n',
+        LIMIT.replace('"ip"', '"ip", "ip"') + 'rates = ["1/1m"]\nscope = "world"\n',
+    )
+    with pytest.raises(ConfigError) as refused:
+        load_limits("".join(tables), "a set", load(None, {}))
+    assert [fault.key for fault in refused.value.faults] == [
+        "limit[1].rates",
+        "limit[4].scope",
+        "limit[3].name",
+        "limit[3].except[1]",
+    ]

@@ -844,7 +844,23 @@ def test_what_the_file_names_is_checked_too(tmp_path: Path) -> None:
     assert f"{tmp_path}/absent" in err
     assert "auth.checkers[1]" in err
     assert "line 1" in err
-    assert "policies.chain[2]: no policy is called 'rellay' (did you mean relay?" in err
+    assert 'policies.chain[2]: no policy is called "rellay" (did you mean "relay"?' in err
+
+
+def test_a_fault_in_one_place_hides_none_in_another(tmp_path: Path) -> None:
+    config = tmp_path / "elemta.toml"
+    config.write_text(
+        '[server]\nhostname = "mx1.example.org"\nmax_recipients = "many"\n'
+        f'[domains]\nrecipients = "{tmp_path}/absent"\n'
+        '[auth]\ncheckers = ["bogus:x"]\n'
+        '[policies]\nchain = ["limits", "greylist", "relay"]\n'
+        '[policy.greylist]\ndelay = "long"\n'
+        '[[limit]]\nname = "a"\nper = ["ip"]\ncounts = "messages"\nrates = ["many"]\n'
+    )
+    code, _, err = run("config", "check", "--config", str(config))
+    assert code == 78
+    keys = ("server.max_recipients", "limit[1].rates[1]", "domains.recipients", "policy.greylist.delay")
+    assert [key for key in (*keys, "auth.checkers[1]") if key not in err] == []
 
 
 def test_a_second_policy_of_a_plugin_is_no_fault_and_a_plugin_that_is_not_there_is_one(
@@ -854,10 +870,11 @@ def test_a_second_policy_of_a_plugin_is_no_fault_and_a_plugin_that_is_not_there_
     text = '[server]\nhostname = "mx1.example.org"\n[policies]\nchain = ["limits", "relay", "second"]\n'
     for plugin, fault in [
         ('"milter"', ""),
-        ('"miltre"', "policy.second.use: no policy is called 'miltre' (did you mean milter?"),
+        ('"miltre"', 'policy.second.use: no policy is called "miltre" (did you mean "milter"?'),
         ("5", "policy.second.use: must be the name of a plugin"),
     ]:
-        config.write_text(f"{text}[policy.second]\nuse = {plugin}\n")
+        endpoint = 'endpoint = "unix:/run/milter.sock"\n' if plugin == '"milter"' else ""
+        config.write_text(f"{text}[policy.second]\nuse = {plugin}\n{endpoint}")
         code, _, err = run("config", "check", "--config", str(config))
         assert (code, fault in err) == (78 if fault else 0, True)
 
@@ -933,7 +950,7 @@ async def test_the_nodes_are_shown_with_what_they_do(daemon: Daemon) -> None:
     heads, values = (line.split() for line in out.splitlines())
     assert heads == ["NODE", "STATE", "HOST", "VERSION", "UP", "SESSIONS", "QUEUE", "LIMITS", "SEEN"]
     assert values[:4] == ["mx2", "serving", "mx2.example.org", "0.1.0"]
-    assert values[-5:-2] == ["7", "11", "cluster"]
+    assert values[-5:-2] == ["7", "11", "Valkey"]
     assert (await daemon.json("nodes"))["nodes"][0]["node_id"] == "mx2"
     daemon.overseen.away = True
     _, _, err = await daemon.ctl("nodes")

@@ -9,7 +9,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.testing import MemoryReactorClock
 
 from elemta.config import load
-from elemta.daemon.components import Components, SharedResources, build_components, needs_restart
+from elemta.daemon.components import (
+    Components,
+    SharedResources,
+    build_components,
+    needs_restart,
+    with_faults_of_parts,
+)
 from elemta.errors import ConfigError, PolicyUnavailable
 from elemta.metric_registry import MetricRegistry
 from elemta.runtime import Runtime
@@ -125,7 +131,7 @@ def test_the_parts_that_outlive_a_reload_count_in_the_registry_of_the_node(
     assert made == ["a"]
 
 
-def test_faults_of_all_files_are_told_together(tmp_path: Path) -> None:
+def test_faults_of_all_files_and_policies_are_told_together(tmp_path: Path) -> None:
     text = f'''
 [server]
 hostname = "mx.example.test"
@@ -133,13 +139,63 @@ hostname = "mx.example.test"
 certificate = "{tmp_path}/mx.pem"
 [domains]
 recipients = "{tmp_path}/recipients"
+aliases = "{tmp_path}/aliases"
+[submission]
+sender_map = "{tmp_path}/senders"
+[auth]
+checkers = ["bogus:x"]
 [policies]
-chain = ["limits", "unheard-of", "relay"]
+chain = ["limits", "unheard-of", "greylist", "relay"]
+[policy.greylist]
+delay = "long"
+'''
+    places = [
+        "domains.recipients",
+        "domains.aliases",
+        "policies.chain[2]",
+        "policy.greylist.delay",
+        "auth.checkers[1]",
+        "submission.sender_map",
+        "tls.certificate",
+    ]
+    with pytest.raises(PolicyUnavailable) as caught:
+        assembled(tmp_path, text)
+    assert [fault.key for fault in caught.value.faults] == places
+    for name in ("recipients", "aliases", "senders"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(PolicyUnavailable) as missing:
+        assembled(tmp_path, text)
+    assert [fault.key for fault in missing.value.faults] == [*places[2:5], places[6]]
+
+
+def test_faults_of_the_file_hide_none_of_its_parts(tmp_path: Path) -> None:
+    text = f'''
+[server]
+hostname = "mx.example.test"
+workers = "two"
+[domains]
+recipients = "{tmp_path}/recipients"
+[[limit]]
+name = "a"
+per = ["ip"]
+counts = "messages"
+[[limit]]
+name = "ip"
+per = ["ip", "ip"]
+counts = "messages"
+rates = ["1/1m"]
+[policy.limits]
+max_delay = "long"
 '''
     with pytest.raises(ConfigError) as caught:
         assembled(tmp_path, text)
-    assert [fault.key for fault in caught.value.faults] == ["domains.recipients", "tls.certificate"]
-    (tmp_path / "recipients").write_text("anna@example.test\n")
-    with pytest.raises(PolicyUnavailable) as missing:
-        assembled(tmp_path, text)
-    assert [fault.key for fault in missing.value.faults] == ["policies.chain[2]", "tls.certificate"]
+    runtime = Runtime.of(MemoryReactorClock())
+    error = with_faults_of_parts(caught.value, lambda config: SharedResources.from_config(config, runtime))
+    assert [fault.key for fault in error.faults] == [
+        "server.workers",
+        "limit[1].rates",
+        "limit[2].name",
+        "limit[2].per[2]",
+        "domains.recipients",
+        "policy.limits.max_delay",
+    ]
