@@ -11,6 +11,7 @@ from elemta.console.limit_networks import IPNetwork, groups_by_network, percent_
 from elemta.console.mail_views import PAGE_ROWS
 from elemta.console.pushed_limits import pushed_history
 from elemta.console.visit import Page, Visit, silent_nodes
+from elemta.ctl.explain import not_refused, reached_stage
 from elemta.ops.admin_errors import AdminRefusal
 
 MOST_IDENTITIES = "1000"
@@ -90,8 +91,10 @@ EXPLAINED = ("ip", "listener", "helo", "user", "from", "to")
 async def explain(visit: Visit) -> Page:
     """What would happen to a client and its message: the form, and the conversation that it comes to."""
     given = {name: visit.query.get(name, "").strip() for name in EXPLAINED}
-    explanation = None
+    explanation, reached = None, ""
     if given["ip"]:
         recipients = ",".join(given["to"].replace(",", " ").split())
         explanation = await visit.post("/v1/explain", {**given, "to": recipients})
-    return Page("explain.html", {"given": given, "explanation": explanation})
+        reached = reached_stage(explanation)
+    so_far = not_refused(reached) if reached else ""
+    return Page("explain.html", {"given": given, "explanation": explanation, "so_far": so_far})

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from elemta.ctl.text import age, size
+from elemta.ctl.text import age, size, where_counted
 
 HERE = Path(__file__).parent
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
@@ -93,7 +93,12 @@ class Renderer:
             auto_reload=False,
         )
         self._templates.filters.update(
-            size=size, duration=duration, moment=moment, short=short, seconds=brief_seconds
+            size=size,
+            duration=duration,
+            moment=moment,
+            short=short,
+            seconds=brief_seconds,
+            where_counted=where_counted,
         )
         self._templates.globals.update(asset=self._asset)
         for name in self._templates.list_templates():

@@ -8,7 +8,7 @@ from typing import Any
 from elemta.ctl.client import DaemonRefused
 from elemta.ctl.context import CommandContext
 from elemta.ctl.exit_codes import EX_CONFIG, EX_OK, CommandFailed
-from elemta.ctl.text import Column, age, size
+from elemta.ctl.text import Column, age, size, where_counted
 from elemta.errors import Fault
 
 _LISTENERS = (
@@ -154,12 +154,12 @@ def spool_lines(spool: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def counted_in(answer: Mapping[str, Any]) -> str:
     """Where limits are counted, by the answer of ``status``."""
-    nodes = answer["live_nodes"]
+    nodes, where = answer["live_nodes"], f"counted {where_counted(answer['limiter'])}"
     if answer["limiter"] == "cluster":
-        return f"counted in Valkey, by {nodes} {'node' if nodes == 1 else 'nodes'}"
+        return f"{where}, by {nodes} {'node' if nodes == 1 else 'nodes'}"
     if answer["limiter"] == "local":
         return f"Valkey is away: this node's share of each is 1/{nodes}"
-    return "counted in memory"
+    return where
 
 
 def valkey_lines(valkey: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -185,6 +185,7 @@ def nodes(invocation: CommandContext) -> int:
 
 
 def _node(node: Mapping[str, Any]) -> Sequence[str]:
+    where = where_counted(node["mode"]).removeprefix("in ")
     return (
         f"{node['node_id']} (this)" if node["this"] else node["node_id"],
         f"gone ({'left' if node['left'] else 'lost'})" if node["state"] == "gone" else node["state"],
@@ -193,7 +194,7 @@ def _node(node: Mapping[str, Any]) -> Sequence[str]:
         age(node["uptime"]),
         str(node["sessions"]),
         str(node["queued"]),
-        f"{node['mode']} v{node['limits_version']}" if node.get("limits_version") else node["mode"],
+        f"{where} v{node['limits_version']}" if node.get("limits_version") else where,
         "now" if node["this"] else f"{age(node['seen_ago'])} ago",
     )
 

@@ -13,6 +13,14 @@ from elemta.ctl.limits import bound_in_words
 from elemta.ctl.text import remaining
 
 _STAGE = 10
+_COMMANDS = {
+    "connect": "the greeting",
+    "helo": "EHLO",
+    "starttls": "STARTTLS",
+    "auth": "AUTH",
+    "mail": "MAIL",
+    "rcpt": "RCPT",
+}
 MAX_MESSAGE = 1024 * 1024
 """Octets of a message that the daemon takes for an explanation."""
 
@@ -66,9 +74,26 @@ def _lines(answer: Mapping[str, Any]) -> Iterator[str]:
         yield f"{'held':<{_STAGE}}{answer['held']}"
     if answer["discarded"]:
         yield f"{'discarded':<{_STAGE}}the client reads 250, and nothing is stored"
+    reached = reached_stage(answer)
+    if reached:
+        yield f"{'so far':<{_STAGE}}{not_refused(reached)}"
+        return
     for place, line in enumerate(answer["reply"].splitlines() or [""]):
         word = "" if place else "accepted" if answer["accepted"] else "refused"
         yield f"{word:<{_STAGE}}{line}"
+
+
+def reached_stage(answer: Mapping[str, Any]) -> str:
+    """The stage up to which a conversation without a message is accepted; "" where it is at its end."""
+    last = str(answer["stages"][-1]["stage"])
+    return last if answer["accepted"] and last != "message" else ""
+
+
+def not_refused(stage: str) -> str:
+    """What is known of a conversation that is accepted up to this stage."""
+    if stage == "data":
+        return "nothing is refused up to DATA: the client would be asked for the message"
+    return f"nothing is refused up to {_COMMANDS.get(stage, stage)}, where the explanation ends"
 
 
 def _decision(stage: Mapping[str, Any]) -> str:

@@ -99,6 +99,11 @@ def moment(at: float) -> str:
     return datetime.fromtimestamp(at).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
+def where_counted(mode: str) -> str:
+    """Where a node counts its limits: ``in Valkey``, ``in memory``, or ``alone`` while Valkey is away."""
+    return {"cluster": "in Valkey", "memory": "in memory", "local": "alone"}.get(mode, mode)
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column: its title, whether numbers stand in it, whether it may be cut to fit the terminal.
