@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from elemta.console.pages import MENU
 from tests.support.browser import AVAILABLE, Browser
 from tests.support.console import PASSWORD
 from tests.support.hostile_fleet import SCRIPT, HostileFleet
+from tests.support.valkey import eventually
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="there is no chromium and chromedriver")
 
@@ -138,6 +141,63 @@ def test_a_message_is_released_and_held_by_the_keyboard(shown: Shown) -> None:
         shown.browser.wait_for("is on hold")
         assert SCRIPT in shown.browser.text()
     shown.check()
+
+
+@pytest.fixture
+def waiting(shown: Shown) -> Iterator[str]:
+    """A message of its own that waits, with a megabyte of what harms a page in each field of its sender's."""
+    queue_id = shown.fleet.send_long("hop.test", 7)
+    shown.fleet.attempts(queue_id)
+    yield queue_id
+    with contextlib.suppress(urllib.error.HTTPError):
+        shown.fleet.call("/v1/queue/delete", {"ids": [queue_id]})
+
+
+def test_a_message_is_tried_again_by_the_keyboard(shown: Shown, waiting: str) -> None:
+    before = shown.fleet.attempts(waiting)
+    shown.open(f"/messages/{waiting}")
+    shown.press(f"form[action='/messages/{waiting}/retry'] button")
+    shown.browser.wait_for("is tried now")
+    assert SCRIPT in shown.browser.text()
+    shown.check()
+    eventually(lambda: shown.fleet.attempts(waiting) > before, "it was tried again")
+
+
+@pytest.mark.parametrize(
+    ("action", "words", "ended"),
+    [("bounce", "is given up; its sender gets a notice", "bounced"), ("delete", "is deleted", "deleted")],
+)
+def test_a_message_is_given_up_or_removed_by_the_keyboard_after_a_second_look(
+    shown: Shown, waiting: str, action: str, words: str, ended: str
+) -> None:
+    path = f"/messages/{waiting}"
+    button = f"form[action='{path}/{action}'] button"
+    shown.open(path)
+    assert shown.browser.run(f'return document.querySelector("{button}").checkVisibility()') is False
+    shown.press(f"details:has([action='{path}/{action}']) > summary")
+    shown.press(button)
+    shown.browser.wait_for(words)
+    shown.check()
+    life = eventually(
+        lambda: [each for each in shown.fleet.ended(waiting) if each["state"] == "ended"], "it has ended"
+    )
+    assert [each["status"] for each in life[0]["recipients"]] == [ended]
+    with pytest.raises(urllib.error.HTTPError):
+        shown.fleet.call(f"/v1/queue/{waiting}")
+    # What is left of it is text, too.
+    shown.open(path)
+    assert SCRIPT in shown.browser.text()
+    shown.check()
+
+
+def test_a_destination_is_probed_by_the_keyboard(shown: Shown, waiting: str) -> None:
+    assert shown.fleet.attempts(waiting)
+    before = shown.fleet.refused_by_hop
+    shown.open("/destinations")
+    shown.press("form[action='/destinations/probe'] button")
+    shown.browser.wait_for("An attempt is made now")
+    shown.check()
+    eventually(lambda: shown.fleet.refused_by_hop > before, "the next hop was asked")
 
 
 def test_a_destination_is_paused_and_resumed_by_the_keyboard(shown: Shown) -> None:

@@ -6,11 +6,17 @@ import contextlib
 import json
 import re
 import smtplib
+import statistics
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +37,12 @@ FIRST_PAGE, FILTER, LONGEST_LAG = 0.2, 1.0, 0.05
 """Seconds."""
 
 SHARE = 0.01
-"""Of one core, while a page is open."""
+"""Of one core, and of the throughput, while a page is open."""
+
+LOAD = Path(__file__).resolve().parents[2] / "bench" / "load.py"
+ROUNDS, MESSAGES, SESSIONS = 8, 3000, 8
+MOST_NOISE = {"rate": 0.1, "cpu": 0.03}
+"""By so much the same load may come out otherwise from one round to the next; beyond it nothing is said."""
 
 LIMITS = "".join(
     (
@@ -39,6 +50,10 @@ LIMITS = "".join(
         limit_table("few-per-sender", "sender", "messages", "100/1h"),
     )
 )
+BUSY_LIMITS = "".join(
+    limit_table(f"mail-per-{per}", per, "messages", "1000000/1h") for per in ("sender", "ip", "recipient")
+)
+"""Limits that each message is counted by, and that refuse none."""
 
 
 def with_console(daemon: Daemon, users: Path, valkey: str = "") -> Daemon:
@@ -150,37 +165,129 @@ def cpu_seconds(daemon: Daemon) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
+@contextmanager
+def open_page(reader: Reader, path: str) -> Iterator[None]:
+    """A page that is in sight meanwhile: it reads the events, and renews itself as console.js does."""
+    ended = threading.Event()
+    with reader.open(path) as answer:
+        every = int(re.search(r'data-refresh="(\d+)"', answer.read().decode())[1])  # type: ignore[index]
+
+    def watch() -> None:
+        with reader.open("/v1/events") as events:
+            seen = 0
+            while not ended.is_set():
+                if events.readline().startswith(b"event: state"):
+                    seen += 1
+                    if seen % every == 0:
+                        reader.seconds(path)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def test_an_open_page_costs_little_cpu(tmp_path: Path) -> None:
     daemon = with_console(Daemon(tmp_path / "node", LIMITS), tmp_path / "users")
     try:
         reader = Reader(daemon)
         reader.seconds("/")
 
-        def spent(seconds: float, *, page: bool) -> float:
-            ended = threading.Event()
+        def spent(seconds: float, page: AbstractContextManager[None]) -> float:
+            with page:
+                before, began = cpu_seconds(daemon), time.monotonic()
+                threading.Event().wait(seconds)
+                return (cpu_seconds(daemon) - before) / (time.monotonic() - began)
 
-            def watch() -> None:
-                with reader.open("/v1/events") as events:
-                    seen = 0
-                    while not ended.is_set():
-                        if events.readline().startswith(b"event: state"):
-                            seen += 1
-                            if seen % 5 == 0:
-                                reader.seconds("/")
-
-            thread = threading.Thread(target=watch, daemon=True)
-            before, began = cpu_seconds(daemon), time.monotonic()
-            if page:
-                thread.start()
-            ended.wait(seconds)
-            ended.set()
-            return (cpu_seconds(daemon) - before) / (time.monotonic() - began)
-
-        closed, opened = spent(30, page=False), spent(30, page=True)
+        closed, opened = spent(30, contextlib.nullcontext()), spent(30, open_page(reader, "/"))
         report("CPU without and with an open page", f"{closed:.2%}, {opened:.2%} of a core")
         assert opened - closed < SHARE
     finally:
         daemon.kill()
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """``rate`` is messages a second, ``cpu`` the daemon's seconds for each of them."""
+
+    rate: float
+    cpu: float
+
+
+def throughput(daemon: Daemon) -> Throughput:
+    """Of one load, as bench/accept has it with pipelining."""
+    before = cpu_seconds(daemon)
+    command = [sys.executable, str(LOAD), "--port", str(daemon.port), "--sessions", str(SESSIONS)]
+    command += ["--messages", str(MESSAGES), "--reuse", "--pipelined"]
+    command += ["--sender", "s@load.test", "--recipient", "anna@example.test"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return Throughput(MESSAGES / float(done.stdout), (cpu_seconds(daemon) - before) / MESSAGES)
+
+
+def ratio(kind: str, some: Sequence[Throughput], others: Sequence[Throughput]) -> float:
+    """The median ratio of loads that came one after the other."""
+    return statistics.median(
+        getattr(one, kind) / getattr(other, kind) for one, other in zip(some, others, strict=True)
+    )
+
+
+def noise(kind: str, *samples: Sequence[Throughput]) -> float:
+    """How far the same load comes out from one round to the next, in the median."""
+    return statistics.median(
+        abs(getattr(later, kind) / getattr(earlier, kind) - 1)
+        for each in samples
+        for earlier, later in pairwise(each)
+    )
+
+
+def test_a_console_takes_no_throughput_and_an_open_page_less_than_one_percent(tmp_path: Path) -> None:
+    held = f'{BUSY_LIMITS}[[route]]\ndomains = ["*"]\nto = "hold:"\n'
+    without = Daemon(tmp_path / "without", held, mailboxes=False).start()
+    try:
+        daemon = with_console(Daemon(tmp_path / "with", held, mailboxes=False), tmp_path / "users")
+        try:
+            reader = Reader(daemon)
+            pages = {path: partial(open_page, reader, path) for path in ("/", "/limits")}
+            kinds: dict[str, tuple[Daemon, Callable[[], AbstractContextManager[None]]]] = {
+                "none": (without, contextlib.nullcontext),
+                "closed": (daemon, contextlib.nullcontext),
+                **{path: (daemon, page) for path, page in pages.items()},
+            }
+            found: dict[str, list[Throughput]] = {kind: [] for kind in kinds}
+            for each in (without, daemon):
+                throughput(each)
+            for number in range(ROUNDS):
+                # Forwards and backwards, so that none always comes behind the same other one.
+                for kind in list(kinds) if number % 2 == 0 else reversed(list(kinds)):
+                    of, page = kinds[kind]
+                    with page():
+                        found[kind].append(throughput(of))
+        finally:
+            daemon.kill()
+    finally:
+        without.kill()
+    for kind, samples in found.items():
+        rate, cpu = (statistics.median(getattr(each, name) for each in samples) for name in ("rate", "cpu"))
+        report(kind, f"{rate:.0f} messages/s, {cpu * 1e6:.0f} µs of CPU for each")
+    costs: dict[str, float] = {}
+    spread = {name: noise(name, found["none"], found["closed"]) for name in ("rate", "cpu")}
+    for kind, beside in (("closed", "none"), *((path, "closed") for path in pages)):
+        costs[f"{kind} rate"] = 1 / ratio("rate", found[kind], found[beside]) - 1
+        costs[f"{kind} cpu"] = ratio("cpu", found[kind], found[beside]) - 1
+        report(
+            f"{kind} beside {beside}",
+            f"{costs[f'{kind} rate']:+.2%} time, {costs[f'{kind} cpu']:+.2%} CPU for each message",
+        )
+    report("the same load again", f"{spread['rate']:.2%} of the rate, {spread['cpu']:.2%} of the CPU")
+    noisy = {name: found for name, found in spread.items() if found > MOST_NOISE[name]}
+    assert noisy == {}, "other programs use the machine: nothing can be said"
+    # What the same load differs from itself by says nothing about the console.
+    late = {what: cost for what, cost in costs.items() if cost > SHARE + spread[what.rpartition(" ")[2]]}
+    assert late == {}
 
 
 @pytest.fixture

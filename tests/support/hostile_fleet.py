@@ -74,20 +74,38 @@ class HostileFleet:
         self.valkey.stop()
 
     def _send_mail(self) -> None:
-        encoded = base64.b64encode(f"{SCRIPT}\r\nX: y\r\r{TURNED}\x00".encode()).decode()
         for number, domain in enumerate(("hold.test", "hop.test", "example.test") * 2):
-            with self.daemon.client() as client:
-                client.ehlo(f"{SCRIPT}{number % 2}")
-                assert client.mail(f'"{SCRIPT}{number % 2}"@evil.test')[0] == 250
-                assert client.rcpt(f'"<b>o</b>"@{domain}')[0] == 250
-                long = f"X-Long: {'<b>' * 20}\r\n\t".ljust(990, "x") + "\r\n"
-                head = (
-                    f"Subject: =?utf-8?b?{encoded}?= {SCRIPT} {TURNED}\r\n"
-                    f"Message-ID: <{number}{SCRIPT}@evil.test>\r\n"
-                    f"From: {TURNED} <a\r{SCRIPT}@evil.test>\r\nX-CR: a\rb\r{SCRIPT}\r\n"
-                )
-                more = long * (LONG // len(long)) if number == 0 else ""
-                assert client.data(f"{head}{more}\r\n{SCRIPT}\r\n".encode())[0] == 250
+            long = f"X-Long: {'<b>' * 20}\r\n\t".ljust(990, "x") + "\r\n"
+            self.send(domain, number, more=long * (LONG // len(long)) if number == 0 else "")
+
+    def send_long(self, domain: str, number: int) -> str:
+        """Send one more, whose Subject, From and Message-ID have a megabyte each; its queue id."""
+        return self.send(domain, number, folded=f"\r\n\t{'<b>' * 300}" * (LONG // 900))
+
+    def send(self, domain: str, number: int, *, more: str = "", folded: str = "") -> str:
+        """Send one message with ``folded`` behind the values of its fields; its queue id."""
+        encoded = base64.b64encode(f"{SCRIPT}\r\nX: y\r\r{TURNED}\x00".encode()).decode()
+        with self.daemon.client() as client:
+            client.ehlo(f"{SCRIPT}{number % 2}")
+            assert client.mail(f'"{SCRIPT}{number % 2}"@evil.test')[0] == 250
+            assert client.rcpt(f'"<b>o</b>"@{domain}')[0] == 250
+            head = (
+                f"Subject: =?utf-8?b?{encoded}?= {SCRIPT} {TURNED}{folded}\r\n"
+                f"Message-ID: <{number}{SCRIPT}@evil.test>{folded}\r\n"
+                f"From: {TURNED} <a\r{SCRIPT}@evil.test>{folded}\r\nX-CR: a\rb\r{SCRIPT}\r\n"
+            )
+            code, reply = client.data(f"{head}{more}\r\n{SCRIPT}\r\n".encode())
+            assert code == 250, reply
+            return reply.decode().rpartition(" ")[2]
+
+    def attempts(self, queue_id: str) -> int:
+        """How many attempts a message has had, once none is under way."""
+
+        def found() -> Any:
+            message = self.call(f"/v1/queue/{queue_id}")
+            return message if message["attempts"] and message["state"] != "active" else None
+
+        return int(eventually(found, f"{queue_id} was tried")["attempts"])
 
     def _be_refused(self) -> None:
         with self.daemon.client() as client, contextlib.suppress(smtplib.SMTPServerDisconnected):
@@ -135,6 +153,15 @@ class HostileFleet:
             return [] if any(each["state"] == "active" for each in messages) else messages
 
         return [str(each["queue_id"]) for each in eventually(found, f"mail to {domain} waits")]
+
+    @property
+    def refused_by_hop(self) -> int:
+        """How many recipients the next hop has refused."""
+        return self._hop.asked
+
+    def ended(self, text: str) -> Any:
+        """What the history has for a text."""
+        return self.call(f"/v1/find?text={quote(text)}")["messages"]
 
     def _delivered(self) -> list[str]:
         found = self.call("/v1/find?text=127.0.0.1")["messages"]

@@ -10,10 +10,15 @@ class RefusingHop:
     """Listens on ``port`` from the start until ``close``. ``refusal`` is its reply to RCPT."""
 
     def __init__(self, refusal: str, *, greeting: str = "220 hop ESMTP") -> None:
+        hop = self
+        self.asked = 0
+        """How many recipients it has refused."""
+
         class Session(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 self.say(greeting)
                 for line in self.rfile:
+                    hop.asked += line[:4].upper() == b"RCPT"
                     self.say({b"RCPT": refusal, b"QUIT": "221 bye"}.get(line[:4].upper(), "250 ok"))
 
             def say(self, reply: str) -> None:
