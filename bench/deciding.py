@@ -24,7 +24,7 @@ from elemta.limits.valkey_store import ValkeyStore
 from elemta.metric_registry import MetricRegistry
 from elemta.metrics import ValkeyMetrics
 from elemta.runtime import Runtime
-from elemta.valkey import Valkey
+from elemta.valkey.client import Valkey
 
 PREFIX = "elemta:ratelimit:"
 NODE = "bench"

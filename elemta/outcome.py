@@ -201,3 +201,14 @@ def furthest(outcomes: Iterable[Outcome]) -> ReachedStage:
         if outcome.reached is ReachedStage.NOWHERE:
             found = ReachedStage.NOWHERE
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnedMessage:
+    """What came of giving a message up: the recipients that it still had, and the notices for the sender.
+
+    No notice is sent where the sender wanted none.
+    """
+
+    recipients: int
+    notices: int

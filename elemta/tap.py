@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, NoReturn, TextIO, cast
 
 from twisted.application.service import IService
 from twisted.internet.base import ReactorBase
@@ -19,8 +19,14 @@ from twisted.python import usage
 
 from elemta import __version__
 from elemta.config import Config, load
+from elemta.daemon.daemon_mode import handles_mail, may_need_tls
 from elemta.errors import ConfigError
 from elemta.ops.log import LogObserver, observer
+from elemta.runtime.plain_transports import import_txredisapi, without_tls
+
+if TYPE_CHECKING:
+    from elemta.daemon.components import Components, SharedResources
+    from elemta.runtime import Runtime
 
 # sysexits.h: EX_CONFIG. A unit file can tell it from a crash and not restart in a loop.
 EX_CONFIG = 78
@@ -60,35 +66,63 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """The daemon as a service; exits with 78 and every fault when the configuration can't be used."""
-    from twisted.internet import reactor  # twistd has installed the one that was asked for by now
-
-    from elemta.daemon.admin_operations import admin_calls
-    from elemta.daemon.components import SharedResources, build_at_start, with_faults_of_parts
-    from elemta.daemon.service import Elemta
-    from elemta.daemon.supervised_membership import supervisor_config
-    from elemta.daemon.supervisor import Supervisor
-    from elemta.daemon.supervisor_operations import SupervisorOperations, join_metrics
-    from elemta.daemon.worker_launch import ProcessLauncher
-    from elemta.daemon.worker_orders import worker_count
-    from elemta.runtime import Runtime
-
-    runtime = Runtime.system(cast(ReactorBase, reactor))
     # Until the service takes it: what a reload would read is not read yet, and the default is to die of it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    def shared_resources(config: Config) -> SharedResources:
-        several = worker_count(config.server.workers) > 1
-        return SharedResources.from_config(supervisor_config(config) if several else config, runtime)
-
     try:
         config = load(options["config"], os.environ)
-        count = worker_count(config.server.workers)
-        shared = shared_resources(config)
-        components = build_at_start(config, shared)
-    except ConfigError as found:
-        error = with_faults_of_parts(found, shared_resources)
-        sys.stderr.write(f"elemta: the configuration can't be used:\n{_indented(str(error))}\n")
+        if handles_mail(config) or may_need_tls(config):
+            return _service(options, config)
+        with without_tls():
+            service = _service(options, config)
+            if config.resources.valkey_url:
+                # Now: else it is imported with the first connection.
+                import_txredisapi()
+            return service
+    except ConfigError as error:
+        sys.stderr.write(f"elemta: the configuration can't be used:\n{_indented(_with_all_faults(error))}\n")
         raise SystemExit(EX_CONFIG) from None
+
+
+def _with_all_faults(error: ConfigError) -> str:
+    """The error with the faults of the parts that the rest of the configuration comes to."""
+    from elemta.daemon.components import with_faults_of_parts
+
+    runtime = _runtime()
+    return str(with_faults_of_parts(error, lambda config: _shared_resources(config, runtime)))
+
+
+def _runtime() -> Runtime:
+    from twisted.internet import reactor  # twistd has installed the one that was asked for by now
+
+    from elemta.runtime import Runtime
+
+    return Runtime.system(cast(ReactorBase, reactor))
+
+
+def _shared_resources(config: Config, runtime: Runtime) -> SharedResources:
+    from elemta.daemon.components import SharedResources
+    from elemta.daemon.worker_orders import worker_count
+
+    if worker_count(config.server.workers) > 1:
+        from elemta.daemon.supervised_membership import supervisor_config
+
+        config = supervisor_config(config)
+    return SharedResources.from_config(config, runtime)
+
+
+def _service(options: Options, config: Config) -> IService:
+    """The service, whose parts are imported here. Raises ConfigError."""
+    runtime = _runtime()
+
+    from elemta.daemon.admin_operations import admin_calls
+    from elemta.daemon.components import build_at_start
+    from elemta.daemon.composition import import_modules
+    from elemta.daemon.service import Elemta
+    from elemta.daemon.worker_orders import worker_count
+
+    count = worker_count(config.server.workers)
+    shared = _shared_resources(config, runtime)
+    components = build_at_start(config, shared)
     if options["check"]:
         for caution in components.cautions(runtime.wall()):
             sys.stdout.write(f"caution: {caution}\n")
@@ -96,6 +130,7 @@ def makeService(options: Options) -> IService:
             sys.stdout.write(f"note: {note}\n")
         sys.stdout.write(f"elemta: {config.source}: the configuration is good\n")
         raise SystemExit(0)
+    import_modules(config, shared)
     # What is there now stays to the end. Python need not look through it again and again for garbage, while
     # every session waits: that is some 70,000 objects, or most of what a quiet daemon has.
     gc.collect()
@@ -103,28 +138,7 @@ def makeService(options: Options) -> IService:
     log_observer = _log_observer(config, options.parent, runtime.wall)
     in_background = not _is_in_foreground(options.parent)
     if count > 1:
-        supervisor = Supervisor(
-            shared=shared,
-            components=components,
-            count=count,
-            launcher=lambda supervisor: ProcessLauncher(
-                supervisor.listeners,
-                runtime.reactor,
-                count=count,
-                config_path=options["config"],
-                config_text=lambda: supervisor.components.own_config.text,
-                environ=os.environ,
-                journald=log_observer.journald,
-                reactor_name=_reactor_name(options.parent),
-            ),
-            open_operations=SupervisorOperations.open,
-            config_path=options["config"],
-            environ=os.environ,
-            log_observer=log_observer,
-            in_background=in_background,
-        )
-        join_metrics(supervisor)
-        return supervisor
+        return _supervisor(options, config, shared, components, log_observer, in_background=in_background)
     return Elemta(
         shared=shared,
         components=components,
@@ -134,6 +148,46 @@ def makeService(options: Options) -> IService:
         log_observer=log_observer,
         in_background=in_background,
     )
+
+
+def _supervisor(
+    options: Options,
+    config: Config,
+    shared: SharedResources,
+    components: Components,
+    log_observer: LogObserver,
+    *,
+    in_background: bool,
+) -> IService:
+    """The daemon of several workers."""
+    from elemta.daemon.supervisor import Supervisor
+    from elemta.daemon.supervisor_operations import SupervisorOperations, join_metrics
+    from elemta.daemon.worker_launch import ProcessLauncher
+    from elemta.daemon.worker_orders import worker_count
+
+    count = worker_count(config.server.workers)
+    supervisor = Supervisor(
+        shared=shared,
+        components=components,
+        count=count,
+        launcher=lambda supervisor: ProcessLauncher(
+            supervisor.listeners,
+            shared.runtime.reactor,
+            count=count,
+            config_path=options["config"],
+            config_text=lambda: supervisor.components.own_config.text,
+            environ=os.environ,
+            journald=log_observer.journald,
+            reactor_name=_reactor_name(options.parent),
+        ),
+        open_operations=SupervisorOperations.open,
+        config_path=options["config"],
+        environ=os.environ,
+        log_observer=log_observer,
+        in_background=in_background,
+    )
+    join_metrics(supervisor)
+    return supervisor
 
 
 def _reactor_name(twistd: usage.Options | None) -> str:

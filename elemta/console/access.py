@@ -12,8 +12,8 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
-from elemta.auth import Authenticator
 from elemta.auth.accounts import Accounts, AccountsFile
+from elemta.auth.authenticator import Authenticator
 from elemta.auth.fair_queue import Claim
 from elemta.auth.names import counted_name
 from elemta.auth.roles import AccessRole, Caller

@@ -13,8 +13,7 @@ from elemta.daemon.activity_operations import ActivityOperations
 from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.check_operations import CheckOperations
 from elemta.daemon.destination_operations import Delivering, DestinationOperations
-from elemta.daemon.explain_operations import ExplainOperations
-from elemta.daemon.explainer import Explainer
+from elemta.daemon.explain_operations import Explaining, ExplainOperations, NothingToExplain
 from elemta.daemon.find_operations import FindOperations
 from elemta.daemon.fleet_calls import FleetCalls
 from elemta.daemon.limit_operations import LimitOperations
@@ -30,13 +29,12 @@ from elemta.daemon.session_operations import SessionOperations
 from elemta.daemon.spool_operations import SpoolOperations
 from elemta.daemon.trace_operations import TraceOperations
 from elemta.deferred_value import value_of
-from elemta.delivery.notices import ReturnedMessage, return_to_sender
 from elemta.errors import Fault, SpoolError
-from elemta.message.notice import NoticeSettings
 from elemta.net.listeners import Listener
 from elemta.ops.admin_calls import CallTable, route
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.openapi import ApiOperations
+from elemta.outcome import ReturnedMessage
 from elemta.policy import PluginInfo, available_plugins
 from elemta.policy.discovery import PluginDetails, plugin_details
 from elemta.spool.combined import CombinedQueue
@@ -47,8 +45,11 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
     """The calls of the admin API on one daemon and its open spools."""
 
     async def give_up(queue_id: str) -> ReturnedMessage:
-        settings = NoticeSettings.from_config(daemon.components.config, daemon.components.domains)
         spool = await adoptions.queue.of(queue_id)
+        from elemta.delivery.notices import return_to_sender  # noqa: PLC0415 - only where there is mail
+        from elemta.message.notice import NoticeSettings  # noqa: PLC0415
+
+        settings = NoticeSettings.from_config(daemon.components.config, daemon.components.domains)
         return await return_to_sender(spool, queue_id, settings, daemon.shared.runtime.wall)
 
     def delivering() -> Delivering:
@@ -75,7 +76,7 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
             daemon.shared.metrics.policy,
             daemon.shared.runtime.reactor.seconds,
         ),
-        ExplainOperations(Explainer(daemon)),
+        ExplainOperations(_explaining(daemon)),
         SessionOperations(daemon.listeners.registry, node_id),
         TraceOperations(daemon.shared.runtime, daemon.shared.trace, daemon.listeners.registry),
         api,
@@ -85,6 +86,14 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
     if questions is None:
         return calls
     return FleetCalls(calls, daemon.fleet, questions, node_id, daemon.shared.runtime)
+
+
+def _explaining(daemon: Elemta) -> Explaining:
+    if daemon.shared.mail is None:
+        return NothingToExplain()
+    from elemta.daemon.explainer import Explainer  # noqa: PLC0415 - only where there is mail
+
+    return Explainer(daemon)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +303,7 @@ class DaemonOperations:
         return ListenerStatus(
             name=listener.name,
             role=factory.listener.role.value,
-            tls=_tls_in_words(factory.listener.tls, certificate=self._daemon.components.tls is not None),
+            tls=_tls_in_words(factory.listener.tls, certificate=bool(self._daemon.components.certificates)),
             address=listener.address,
             connections=factory.open_sessions,
         )

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock
 from twisted.logger import Logger
@@ -15,16 +15,21 @@ from twisted.python.failure import Failure
 from elemta.config import Config
 from elemta.daemon.components import SharedResources
 from elemta.daemon.spool_ownership import PartitionOwnership
-from elemta.delivery import DeliveryScheduler
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
 from elemta.spool import MessageState, Spool, SpoolSettings
 from elemta.spool.partition import AdoptedSpools, Partition, partitions_in
 from elemta.spool.startup import Permit
 
+if TYPE_CHECKING:
+    from elemta.delivery import DeliveryScheduler
+
 _log = Logger()
 
 AT_ONCE = 0.0
 """The grace of deliveries from a spool that another node may have already."""
+
+
+NO_DELIVERY = "this daemon has no listener and delivers no mail: adopt it on a node that has one"
 
 
 class AdoptionStage(enum.Enum):
@@ -69,14 +74,14 @@ class SpoolStatus:
 class AdoptionEnvironment:
     """What an adoption needs of its daemon.
 
-    ``open`` opens a partition of a directory, ``deliver`` gives a delivery for it that is not started yet;
-    ``in_thread`` does work that blocks.
+    ``open`` opens a partition of a directory, ``deliver`` gives a delivery for it that is not started yet
+    (None: this daemon delivers nothing); ``in_thread`` does work that blocks.
     """
 
     node: str
     ownership: Callable[[], PartitionOwnership]
     open: Callable[[Path, int, Permit], Awaitable[Spool]]
-    deliver: Callable[[Spool], DeliveryScheduler]
+    deliver: Callable[[Spool], DeliveryScheduler] | None
     in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
@@ -229,8 +234,11 @@ class Adoption:
         gone = [held.ownership.gone for held in self._held if held.ownership.gone is not None]
         if gone or self.ending:
             raise SpoolError(gone[0] if gone else "it is not wanted any more")
+        deliver = self._environment.deliver
+        if deliver is None:
+            raise SpoolError(NO_DELIVERY)
         for held in self._held:
-            held.delivery = self._environment.deliver(held.spool)
+            held.delivery = deliver(held.spool)
         self._go_on(AdoptionStage.DELIVERING)
         for held in self._held:
             held.ownership.watch(self._cut_off)
@@ -313,7 +321,7 @@ class SpoolOpener:
             raise
 
     def adoption_environment(
-        self, own: Spool, deliver: Callable[[Spool], DeliveryScheduler]
+        self, own: Spool, deliver: Callable[[Spool], DeliveryScheduler] | None
     ) -> AdoptionEnvironment:
         """What an adoption needs; what blocks is done in a thread of the spool ``own``."""
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock
 from twisted.internet.interfaces import IReactorTime
@@ -14,13 +14,15 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.daemon.adoption import Adoption, AdoptionEnvironment, AdoptionStage, SpoolStatus
-from elemta.delivery import DeliveryScheduler
+from elemta.daemon.adoption import NO_DELIVERY, Adoption, AdoptionEnvironment, AdoptionStage, SpoolStatus
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
 from elemta.runtime import Runtime
 from elemta.spool import Spool
 from elemta.spool.combined import CombinedQueue
 from elemta.spool.partition import AdoptedSpools
+
+if TYPE_CHECKING:
+    from elemta.delivery import DeliveryScheduler
 
 _log = Logger()
 
@@ -138,6 +140,8 @@ class AdoptionRegistry:
             raise SpoolLocked(f"{path} is this node's own spool", node=self._environment.node)
         if self._stopping or self._unreadable is not None:
             raise self._unreadable or SpoolError("the daemon is stopping")
+        if self._environment.deliver is None:
+            raise SpoolError(NO_DELIVERY)
         care = self._known.setdefault(path, _AdoptionTask(Adoption(path, self._environment), busy=True))
         if care.adoption.stage is AdoptionStage.DELIVERING:
             return care.adoption.status()

@@ -6,6 +6,7 @@ import enum
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as OutOfTime
@@ -28,7 +29,6 @@ from elemta.daemon.membership import (
 )
 from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
-from elemta.delivery.pool import HostSlots
 from elemta.errors import StoreUnavailable
 from elemta.limits import LocalStore
 from elemta.limits.failover import BreakerState, CountingMode
@@ -40,12 +40,15 @@ from elemta.limits.push_registry import RECORD, KeptVersion, PushRegistry
 from elemta.limits.store import Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.metrics import Metrics, one_of
-from elemta.net.registry import ClientCredit
-from elemta.net.shared_handshakes import HostHandshakes
 from elemta.policy.policy_store import Store, ValkeyStores
 from elemta.runtime import Runtime
 from elemta.spool.record_file import RecordFile
-from elemta.valkey import ScriptRunner, Valkey
+from elemta.valkey.client import ScriptRunner, Valkey
+
+if TYPE_CHECKING:
+    from elemta.delivery.pool import HostSlots
+    from elemta.net.registry import ClientCredit
+    from elemta.net.shared_handshakes import HostHandshakes
 
 _log = Logger()
 

@@ -8,28 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
 
-from elemta.auth import Authenticator
-from elemta.auth.senders import SenderAddresses
-from elemta.certificates import Certificate, certificate_cautions
-from elemta.config import BareNewline, Config, EarlyTalkers, ListenerConfig, ListenerTLS, OnExceed, Role
+from elemta.config import Config, OnExceed
 from elemta.conversation_trace import ConversationTrace
 from elemta.daemon.cluster import ClusterMembership
+from elemta.daemon.daemon_mode import handles_mail, is_for_mail, may_need_tls
+from elemta.daemon.late_resolver import LateResolver
 from elemta.daemon.membership import Membership, SingleNode
 from elemta.daemon.worker_orders import decision_seconds
-from elemta.delivery.hop_memory import HopMemory
-from elemta.delivery.routes import Route, routes_from_config
-from elemta.delivery.settings import DeliverySettings
-from elemta.dns import DnsResolver
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault, FaultCollector
 from elemta.limits import Limiter, rules_from_config
 from elemta.limits.pushed import with_pushed
 from elemta.metrics import Metrics
-from elemta.net.submission import SubmissionRules
-from elemta.net.tls import TLSContexts, load_context
 from elemta.ops.metrics import MetricsExporter
 from elemta.ops.plugin_metrics import PluginMetricsRegistry
 from elemta.ops.traffic import TrafficHistory
@@ -39,22 +33,28 @@ from elemta.policy.backends import PolicyBackends
 from elemta.policy.chain import PolicyChain
 from elemta.policy.discovery import load_chain
 from elemta.runtime import Runtime
-from elemta.smtp.session import SessionSettings
-from elemta.smtp.settings import LEAST_ENVELOPE, ORDINARY_RECIPIENT
+
+if TYPE_CHECKING:
+    from elemta.certificates import Certificate
+    from elemta.daemon.mail_parts import MailParts, SharedMailParts
+    from elemta.dns.resolver import DnsResolver
 
 
 @dataclass(frozen=True, slots=True)
 class SharedResources:
-    """What outlives a reload: the runtime, counters of limits, metrics, what DNS and next hops said."""
+    """What outlives a reload: the runtime, counters of limits, metrics, what DNS and next hops said.
+
+    ``mail`` is None where the daemon takes and delivers none: with services that it has for a fleet alone.
+    """
 
     runtime: Runtime
     fleet: Membership
     metrics: Metrics
     exporter: MetricsExporter
     plugin_metrics: PluginMetricsRegistry
-    resolver: DnsResolver
+    resolver: DnsResolver | LateResolver
     policy_backends: PolicyBackends
-    hop_memory: HopMemory
+    mail: SharedMailParts | None
     trace: ConversationTrace
     traffic: TrafficHistory
 
@@ -67,6 +67,7 @@ class SharedResources:
         ``join`` makes the membership where that is not this process's own.
         """
         metrics = Metrics(config.server.node_id)
+        mail = _shared_mail(runtime, metrics) if handles_mail(config) else None
         fleet: Membership = SingleNode(runtime)
         if join is not None:
             fleet = join(metrics)
@@ -78,12 +79,26 @@ class SharedResources:
             metrics,
             MetricsExporter(metrics),
             PluginMetricsRegistry(metrics.registry),
-            DnsResolver(runtime, metrics=metrics.dns),
+            LateResolver(runtime, metrics.dns) if mail is None else mail.resolver,
             PolicyBackends(runtime.reactor, runtime.threads, fleet.policy_store, runtime),
-            HopMemory(runtime.reactor.seconds),
+            mail,
             ConversationTrace(runtime.wall, runtime.monotonic),
             TrafficHistory(metrics, wall=runtime.wall, monotonic=runtime.monotonic),
         )
+
+
+def _shared_mail(runtime: Runtime, metrics: Metrics) -> SharedMailParts:
+    from elemta.daemon.mail_parts import SharedMailParts  # noqa: PLC0415 - only where there is mail
+
+    return SharedMailParts.open(runtime, metrics)
+
+
+def _mail(config: Config, shared: SharedResources, domains: Domains) -> MailParts | None:
+    if shared.mail is None and not is_for_mail(config):
+        return None
+    from elemta.daemon.mail_parts import MailParts  # noqa: PLC0415 - only where there is mail
+
+    return MailParts.from_config(config, shared.runtime, domains)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,49 +113,25 @@ class Components:
     domains: Domains
     chain: PolicyChain
     limiter: Limiter
-    authenticator: Authenticator
-    tls: TLSContexts | None
-    routes: tuple[Route, ...]
-    delivery: DeliverySettings
-    submission: SubmissionRules
-
-    @property
-    def max_envelope(self) -> int:
-        """The octets of memory that one envelope may take."""
-        return max(LEAST_ENVELOPE, self.config.server.max_recipients * ORDINARY_RECIPIENT)
+    mail: MailParts | None
 
     @property
     def certificates(self) -> tuple[Certificate, ...]:
         """The server's certificates, the default first."""
-        return () if self.tls is None else self.tls.certificates
+        tls = None if self.mail is None else self.mail.tls
+        return () if tls is None else tls.certificates
+
+    def inherit(self, previous: Components) -> None:
+        """Go on with what clients of ``previous`` have tried."""
+        if self.mail is not None and previous.mail is not None:
+            self.mail.authenticator.inherit(previous.mail.authenticator)
 
     def cautions(self, now: float) -> tuple[Fault, ...]:
         """What is allowed and dangerous, in the configuration and in the files that it names."""
         return (
             *self.config.cautions(),
             *self.domains.cautions(self.config),
-            *certificate_cautions(self.certificates, now),
-        )
-
-    def session_settings(self, listener: ListenerConfig) -> SessionSettings:
-        """The settings of the SMTP sessions of ``listener``."""
-        server = self.config.server
-        return SessionSettings(
-            hostname=server.hostname,
-            max_message_size=server.max_message_size,
-            max_recipients=server.max_recipients,
-            normalize_newlines=server.bare_newline is BareNewline.NORMALIZE,
-            implicit_tls=listener.tls is ListenerTLS.IMPLICIT,
-            starttls=listener.tls is ListenerTLS.STARTTLS and self.tls is not None,
-            auth=self.authenticator.enabled,
-            auth_needs_tls=self.config.auth.require_tls,
-            require_auth=listener.role is Role.SUBMISSION,
-            postmaster_domain=self.config.domains.local[0],
-            max_envelope=self.max_envelope,
-            may_relay=self.domains.may_relay,
-            strict=listener.strict,
-            reject_early_talkers=listener.early_talkers is EarlyTalkers.REJECT,
-            unasked=self.chain.unasked,
+            *(() if self.mail is None else self.mail.cautions(now)),
         )
 
 
@@ -186,15 +177,7 @@ def build_components(config: Config, shared: SharedResources) -> Components:
         chain = load_chain(config, services, metrics.policy)
         _check_timeouts(config, chain)
     with faults:
-        authenticator = Authenticator.from_config(config.auth, shared.runtime, source=config.source)
-    with faults:
-        senders = SenderAddresses.from_config(config.submission, domains)
-    with faults:
-        tls = load_context(config.tls, config.certificates)
-    with faults:
-        routes = routes_from_config(config, domains)
-    with faults:
-        delivery = DeliverySettings.from_config(config, shared.runtime, domains)
+        mail = _mail(config, shared, domains)
     faults.check()
     return Components(
         config=config,
@@ -202,11 +185,7 @@ def build_components(config: Config, shared: SharedResources) -> Components:
         domains=domains,
         chain=chain,
         limiter=limiter,
-        authenticator=authenticator,
-        tls=tls,
-        routes=routes,
-        delivery=delivery,
-        submission=SubmissionRules(config.submission, senders, config.server.hostname, shared.runtime.wall),
+        mail=mail,
     )
 
 
@@ -280,5 +259,7 @@ def needs_restart(old: Components, new: Components) -> tuple[str, ...]:
         "metrics.endpoint": before.metrics.endpoint != after.metrics.endpoint,
         "console.endpoint": before.console.endpoint != after.console.endpoint,
         "console.users": before.console.users != after.console.users,
+        # A daemon that has no use for TLS has transports without it.
+        "policies.chain": old.mail is None and may_need_tls(after) and not may_need_tls(before),
     }
     return tuple(key for key, differs in changed.items() if differs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from elemta.auth import Authenticator
 from elemta.auth.accounts import AccountsFile
+from elemta.auth.authenticator import Authenticator
 from elemta.auth.checker import AccountsChecker
 from elemta.config import Config
 from elemta.console.access import ConsoleAccess

@@ -282,7 +282,8 @@ class DaemonService(Service):
         self._notifier.extend(grace + CLOSING_SECONDS)
         await self._stop_parts(grace)
         await self.fleet.stop()
-        await self.components.authenticator.stop()
+        if self.components.mail is not None:
+            await self.components.mail.authenticator.stop()
         self._notifier.close()
         _log.info("stopped", event="daemon.stopped")
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from twisted.logger import Logger
 
 from elemta.daemon.destination_pauses import DestinationPauses
 from elemta.daemon.joined_answers import NodeAnswer
-from elemta.delivery import DeliveryScheduler
-from elemta.delivery.destination_status import OPEN, DestinationState, DestinationStatus
+from elemta.destination_status import OPEN, DestinationState, DestinationStatus
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.admin_json import Count, Text
 from elemta.spool.combined import CombinedQueue
 from elemta.spool.records import DestinationMail
+
+if TYPE_CHECKING:
+    from elemta.delivery import DeliveryScheduler
 
 _log = Logger()
 
@@ -137,7 +139,9 @@ class DestinationOperations:
         delivering = self._delivering()
         if name in delivering.pauses.names:
             return name
-        found = delivering.deliveries[0].waits.destination_of(name)
+        # A daemon without mail delivers nothing.
+        own = next(iter(delivering.deliveries), None)
+        found = None if own is None else own.waits.destination_of(name)
         if found is None and await self._queue.destination(name) is not None:
             return name
         if found is None:
@@ -154,7 +158,7 @@ class DestinationOperations:
         status = next((each for each in statuses if each is not OPEN), OPEN)
         return DestinationEntry(
             name=name,
-            route=deliveries[0].waits.route_of(name),
+            route=deliveries[0].waits.route_of(name) if deliveries else "",
             waiting=0 if mail is None else mail.messages,
             oldest_at=None if mail is None else mail.oldest_at,
             state=status.state,

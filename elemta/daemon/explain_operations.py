@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from elemta.auth.roles import AccessRole
-from elemta.daemon.explainer import (
-    MAX_MESSAGE,
-    MAX_RECIPIENTS,
-    Explainer,
-    SupposedClient,
-    as_sent,
-)
 from elemta.daemon.explanation import Explanation
+from elemta.daemon.supposed_client import MAX_MESSAGE, MAX_RECIPIENTS, SupposedClient, as_sent
 from elemta.net.registry import IPAddress
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal
@@ -28,10 +23,30 @@ _MAX_BODY = 2 * MAX_MESSAGE
 _Address = Text(_LONGEST, "an address; <> is the null sender")
 
 
+class Explaining(Protocol):
+    """What explains on a daemon."""
+
+    async def explain(self, client: SupposedClient, listener: str | None = None) -> Explanation:
+        """What would happen to this client now. Raises AdminRefusal."""
+
+
+class NothingToExplain:
+    """Explains on a daemon that takes no mail."""
+
+    async def explain(self, client: SupposedClient, listener: str | None = None) -> Explanation:  # noqa: ARG002
+        raise no_listener(listener or "", ())
+
+
+def no_listener(name: str, known: Iterable[str]) -> AdminRefusal:
+    """There is no listener of this name."""
+    names = ", ".join(known) or "none"
+    return AdminRefusal(HTTPStatus.NOT_FOUND, f"there is no listener {name!r}", f"known: {names}")
+
+
 class ExplainOperations:
     """Explains on one daemon."""
 
-    def __init__(self, explainer: Explainer) -> None:
+    def __init__(self, explainer: Explaining) -> None:
         self._explainer = explainer
 
     @route("POST", "/v1/explain", role=AccessRole.VIEWER, max_body=_MAX_BODY)

@@ -7,7 +7,6 @@ policies (:mod:`elemta.policy.overlay_store`), the queue (:mod:`elemta.net.dry_s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,12 +16,14 @@ from itertools import count
 
 from elemta.address import Address
 from elemta.config import ListenerTLS
+from elemta.daemon.delivery_factory import sign_by
+from elemta.daemon.explain_operations import no_listener
 from elemta.daemon.explanation import ExplainedRoute, ExplainedStage, Explanation, stage_of
-from elemta.daemon.running_services import sign_by
 from elemta.daemon.service import Elemta
-from elemta.delivery.destination_status import DestinationState
+from elemta.daemon.supposed_client import SupposedClient, path_of
 from elemta.delivery.router import RouteChooser, WaitRoute
 from elemta.delivery.routes import Route, RouteTable
+from elemta.destination_status import DestinationState
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.limits.explaining_limiter import ExplainingLimiter
 from elemta.metrics import NetMetrics
@@ -31,82 +32,16 @@ from elemta.net.dry_spool import DrySpool
 from elemta.net.explained_session import Exchange, ExplainedConversation
 from elemta.net.factory import ESMTPFactory
 from elemta.net.recipients import final_recipients
-from elemta.net.registry import IPAddress
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.policy.explained_chain import ExplainedChain
 from elemta.smtp import replies
 from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import EXPLAINED, SessionInfo
 
-MAX_MESSAGE = 1024 * 1024
-"""Octets of a message that is explained."""
-
-MAX_RECIPIENTS = 1000
-
 MOST_AT_ONCE = 8
 """Explanations that are made at a time: each asks the backends of policies."""
 
-_CONTROL = re.compile("[\x00-\x1f\x7f]")
-_LINE_END = re.compile(rb"\r?\n")
 _NUMBERS = count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class SupposedClient:
-    """The client of an explanation, what it says, and the message that it sends.
-
-    ``sender`` and ``message`` are None where it goes no further. A client with a ``user`` has logged in.
-    """
-
-    ip: IPAddress
-    helo: str = ""
-    user: str | None = None
-    sender: str | None = None
-    recipients: tuple[str, ...] = ()
-    message: bytes | None = None
-
-    def __post_init__(self) -> None:
-        for text in (self.helo, self.user or "", self.sender or "", *self.recipients):
-            if _CONTROL.search(text):
-                # Behind a line's end there would be another command.
-                raise AdminRefusal(HTTPStatus.BAD_REQUEST, "a control character is in no command")
-
-    @property
-    def hello(self) -> str:
-        """The argument of its EHLO."""
-        if self.helo:
-            return self.helo
-        # RFC 5321 §4.1.3: a client without a name says its address.
-        return f"[{'IPv6:' if self.ip.version == 6 else ''}{self.ip}]"
-
-    @property
-    def mail(self) -> str:
-        """Its MAIL command."""
-        words = [f"MAIL FROM:{_path(self.sender or '')}"]
-        if self.message is not None:
-            words.append(f"SIZE={len(self.message)}")
-            if not self.message.isascii():
-                words.append("BODY=8BITMIME")
-        if not all(each.isascii() for each in (self.sender or "", *self.recipients)):
-            words.append("SMTPUTF8")
-        return " ".join(words)
-
-    def content(self) -> Iterator[bytes]:
-        """The message as it goes over the wire, and the end of data."""
-        message = self.message or b""
-        # RFC 5321 §4.5.2
-        yield re.sub(rb"(?m)^\.", b"..", message)
-        yield b".\r\n"
-
-
-def as_sent(content: bytes) -> bytes:
-    """A file as a client sends it: every line ends in CRLF."""
-    lines = _LINE_END.sub(b"\r\n", content)
-    return lines if lines.endswith(b"\r\n") or not lines else lines + b"\r\n"
-
-
-def _path(address: str) -> str:
-    return address if address.startswith("<") and address.endswith(">") else f"<{address}>"
 
 
 @dataclass(slots=True)
@@ -136,8 +71,7 @@ class Explainer:
         factories = self._daemon.listeners.factories
         name = listener or next(iter(factories), "")
         if name not in factories:
-            known = ", ".join(factories) or "none"
-            raise AdminRefusal(HTTPStatus.NOT_FOUND, f"there is no listener {name!r}", f"known: {known}")
+            raise no_listener(name, factories)
         return factories[name]
 
     async def explain(self, client: SupposedClient, listener: str | None = None) -> Explanation:
@@ -206,12 +140,12 @@ class Explainer:
         return facts
 
     async def _routes(self, envelope: Envelope | None, chain: ExplainedChain) -> tuple[ExplainedRoute, ...]:
-        if envelope is None:
+        mail = self._daemon.components.mail
+        if envelope is None or mail is None:
             return ()
-        components = self._daemon.components
-        table = RouteTable(components.routes)
+        table = RouteTable(mail.routes)
         hooks = chain.delivery_hooks
-        choose = RouteChooser(hooks, components.routes) if hooks.asks else None
+        choose = RouteChooser(hooks, mail.routes) if hooks.asks else None
         found = []
         for recipient in envelope.recipients:
             chosen = None if choose is None else await choose(envelope, recipient)
@@ -224,9 +158,10 @@ class Explainer:
             return ExplainedRoute(address, "", "", "", route.reason, None)
         destination = route.destination(recipient)
         parts = self._daemon.parts
-        if route.hold_reason or parts is None:
+        delivery = None if parts is None else parts.delivery
+        if route.hold_reason or delivery is None:
             return ExplainedRoute(address, route.target, destination, "", route.hold_reason, None)
-        status = parts.delivery.waits.status(destination)
+        status = delivery.waits.status(destination)
         if route.stays_in and status.state is DestinationState.OPEN:
             return ExplainedRoute(address, route.target, destination, "", "", None)
         reason = status.error or (f"limit {status.paced_by}" if status.paced_by else "")
@@ -250,7 +185,7 @@ async def _converse(
     if client.sender is None or not account.add("mail", await conversation.say(client.mail)):
         return
     for recipient in client.recipients:
-        exchange = await conversation.say(f"RCPT TO:{_path(recipient)}")
+        exchange = await conversation.say(f"RCPT TO:{path_of(recipient)}")
         account.add("rcpt", exchange)
         if exchange.closed:
             return

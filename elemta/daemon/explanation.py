@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from elemta.daemon.limit_operations import BoundFill, bounds_of
 from elemta.limits.explaining_limiter import LimitLook
 from elemta.limits.overrides import Override
-from elemta.net.explained_session import Exchange
 from elemta.policy.explained_chain import PolicyAnswer
 from elemta.policy.verdicts import Accept, Discard, Quarantine, name_of, reply_of
 from elemta.smtp import replies
 from elemta.smtp.reply import Reply
+
+if TYPE_CHECKING:
+    from elemta.net.explained_session import Exchange
 
 _MICROSECONDS = 1_000_000
 

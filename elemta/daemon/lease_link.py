@@ -15,7 +15,8 @@ from twisted.python.failure import Failure
 
 from elemta.daemon.spool_lease import DEADLINE, SCRIPTS
 from elemta.errors import ChannelError, ChannelRefused, StoreUnavailable
-from elemta.valkey import Script, ScriptRunner
+from elemta.valkey import Script
+from elemta.valkey.client import ScriptRunner
 from elemta.workers.channel import Channel
 
 _QUESTION = "spool.lease"

@@ -1,27 +1,30 @@
-"""The sockets on which the daemon accepts connections, and the settings of their sessions."""
+"""The sockets on which the daemon accepts connections."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING
 
-from elemta.certificates import Certificate
+from twisted.internet.base import ReactorBase
+
 from elemta.config import Config
-from elemta.console.site import ConsoleSite
 from elemta.daemon.components import Components, SharedResources
 from elemta.daemon.worker_orders import WorkerOrders
-from elemta.delivery.maildir import Mailboxes
-from elemta.delivery.routes import RouteTable
 from elemta.metric_registry import LabelledValue
-from elemta.net.context import ListenerContext
-from elemta.net.factory import ESMTPFactory
 from elemta.net.listeners import Listener, provide_descriptors, take_inherited_sockets
 from elemta.net.registry import ConnectionRegistry
 from elemta.net.shared_handshakes import SharedHandshakes
-from elemta.net.tls import ServerCertificate
 from elemta.ops.http import Ready, metrics_site
 from elemta.policy_service import PolicyServiceFactory
 from elemta.spool import Spool
+
+if TYPE_CHECKING:
+    from elemta.certificates import Certificate
+    from elemta.console.site import ConsoleSite
+    from elemta.daemon.smtp_listeners import SMTPListeners
+    from elemta.net.factory import ESMTPFactory
 
 ListenAddress = tuple[IPv4Address | IPv6Address, int]
 """An address and a port."""
@@ -45,17 +48,13 @@ class Listeners:
         self.policy_factories: dict[str, PolicyServiceFactory] = {}
         self.monitoring: list[Listener] = []
         self.console: list[Listener] = []
-        self.console_site = ConsoleSite(shared.runtime.reactor)
-        self.factories: dict[str, ESMTPFactory] = {}
+        self.console_site: ConsoleSite | None = None
+        self._mail = _smtp_listeners(shared, self.registry)
         self._certificates: tuple[Certificate, ...] = ()
         shared.metrics.net.certificate_not_after.poll_labelled(self._expiry_of_certificates)
         self._reactor = shared.runtime.reactor
         self._metrics = shared.metrics
         self._exporter = shared.exporter
-        self._now = shared.runtime.wall
-        self._certificate: ServerCertificate | None = None
-        self.mailboxes = Mailboxes(shared.runtime)
-        self._hop_memory = shared.hop_memory
 
     def bind(self, config: Config, ready: Ready) -> None:
         """Bind every socket. Raises :class:`~elemta.errors.ListenFailed`."""
@@ -63,6 +62,7 @@ class Listeners:
             site = metrics_site(self._exporter, ready, self._reactor)
             self.monitoring.append(Listener("metrics", config.metrics.endpoint, site))
         if config.console.endpoint:
+            self.console_site = _console_site(self._reactor)
             self.console.append(Listener("console", config.console.endpoint, self.console_site))
         self._make(config)
         listeners = (*self.smtp, *self.policy_services, *self.monitoring, *self.console)
@@ -80,10 +80,8 @@ class Listeners:
 
     def _make(self, config: Config) -> None:
         provide_descriptors(config.resources.max_connections)
-        for listener in config.listeners:
-            factory = ESMTPFactory(self.registry, listener, self._metrics.net)
-            self.factories[listener.name] = factory
-            self.smtp.append(Listener(listener.name, listener.endpoint, factory))
+        if self._mail is not None:
+            self.smtp += self._mail.make(config)
         for service in config.policy_services:
             asked = PolicyServiceFactory(service, self._metrics.policy_service, self._reactor)
             self.policy_factories[service.name] = asked
@@ -109,7 +107,8 @@ class Listeners:
     async def close(self) -> None:
         """Accept no more connections; let open sessions finish."""
         self.registry.drain()
-        await self.console_site.close()
+        if self.console_site is not None:
+            await self.console_site.close()
         for listener in (*self.smtp, *self.policy_services, *self.monitoring, *self.console):
             await listener.close()
         for factory in self.policy_factories.values():
@@ -122,51 +121,45 @@ class Listeners:
         return tuple((ip_address(host), port) for host, port in places)
 
     def set_context(self, components: Components, spool: Spool) -> None:
-        """Let every listener's next session begin under ``assembly``."""
+        """Let every listener's next session, and every decision, begin under ``components``."""
         self._certificates = components.certificates
-        if components.tls is not None:
-            self._certificate = self._certificate or ServerCertificate(components.tls)
-            self._certificate.replace(components.tls)
         resources = components.config.resources
         if resources.max_connections > self.registry.max_connections:
             provide_descriptors(resources.max_connections)
         self.registry.max_connections = resources.max_connections
         self.registry.max_connections_per_ip = resources.max_connections_per_ip
-        self.registry.envelopes.admit(components.max_envelope)
-        self.registry.overload.commit_seconds = lambda: spool.commit_seconds
-        self.mailboxes.forget()
-        routes = None if components.chain.delivery_hooks.asks else RouteTable(components.routes)
-        configured = {listener.name: listener for listener in components.config.listeners}
-        for factory in self.factories.values():
-            listener = configured.get(factory.listener.name, factory.listener)
-            if listener.endpoint == factory.listener.endpoint:
-                factory.listener = listener
-            # Else it needs a restart, and stays till then what it was at this address; its clients are
-            # judged by the new policies all the same.
-            factory.context = ListenerContext(
-                listener=factory.listener,
-                server=components.config.server,
-                session=components.session_settings(factory.listener),
-                chain=components.chain,
-                limiter=components.limiter,
-                authenticator=components.authenticator,
-                certificate=self._certificate,
-                spool=spool,
-                mailboxes=self.mailboxes,
-                domains=components.domains,
-                hop_memory=self._hop_memory,
-                submission=components.submission,
-                routes=routes,
-                metrics=self._metrics.net,
-                now=self._now,
-            )
-
+        if self._mail is not None and components.mail is not None:
+            self._mail.set_context(components, components.mail, spool)
         for service in components.config.policy_services:
             if service.name in self.policy_factories:
                 self.policy_factories[service.name].set_limits(components.limiter, service.charge_messages_at)
+
+    @property
+    def factories(self) -> Mapping[str, ESMTPFactory]:
+        """Those of listeners that receive mail, by name."""
+        return {} if self._mail is None else self._mail.factories
+
+    def stop(self) -> None:
+        """End the threads; no session is left."""
+        if self._mail is not None:
+            self._mail.stop()
 
     def _session_memory(self) -> list[LabelledValue]:
         return [((kind,), octets) for kind, octets in asdict(self.registry.memory).items()]
 
     def _expiry_of_certificates(self) -> list[LabelledValue]:
         return [((certificate.file,), certificate.not_after) for certificate in self._certificates]
+
+
+def _smtp_listeners(shared: SharedResources, registry: ConnectionRegistry) -> SMTPListeners | None:
+    if shared.mail is None:
+        return None
+    from elemta.daemon.smtp_listeners import SMTPListeners  # noqa: PLC0415 - only where there is mail
+
+    return SMTPListeners(shared, shared.mail, registry)
+
+
+def _console_site(reactor: ReactorBase) -> ConsoleSite:
+    from elemta.console.site import ConsoleSite  # noqa: PLC0415 - with its templates it takes 4 MB
+
+    return ConsoleSite(reactor)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from elemta.config import Config
 from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.spool_lease import SpoolLease
-from elemta.delivery.pool import HostSlots
 from elemta.errors import ConfigError
 from elemta.limits import ILimitStore, LocalStore
 from elemta.limits.override_registry import LocalOverrides, OverrideRegistry
@@ -18,12 +17,15 @@ from elemta.limits.push_registry import PushRegistry
 from elemta.limits.pushed import PushedLimits
 from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
-from elemta.net.registry import ClientCredit
-from elemta.net.shared_handshakes import HostHandshakes
 from elemta.policy.policy_store import MemoryStore as MemoryPolicyStore
 from elemta.policy.policy_store import Store
 from elemta.runtime import Runtime
-from elemta.valkey import ScriptRunner
+from elemta.valkey.client import ScriptRunner
+
+if TYPE_CHECKING:
+    from elemta.delivery.pool import HostSlots
+    from elemta.net.registry import ClientCredit
+    from elemta.net.shared_handshakes import HostHandshakes
 
 
 @dataclass(frozen=True, slots=True)

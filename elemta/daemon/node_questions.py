@@ -30,7 +30,8 @@ from elemta.errors import PeerFailed, StoreUnavailable
 from elemta.ops.admin_errors import refusal_of
 from elemta.ops.admin_json import Json
 from elemta.runtime import Runtime
-from elemta.valkey import Script, ValkeyCommands
+from elemta.valkey import Script
+from elemta.valkey.client import ValkeyCommands
 
 _log = Logger()
 

@@ -15,11 +15,11 @@ from twisted.python.failure import Failure
 
 from elemta.auth.roles import Caller
 from elemta.daemon.queue_answers import MessageDetails, MessagePage, QueueEntry, QueueStats
-from elemta.delivery.notices import ReturnedMessage
 from elemta.message.header_reader import header_size
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
 from elemta.ops.admin_json import Count, Duration, Flag, Text
+from elemta.outcome import ReturnedMessage
 from elemta.spool.combined import CombinedQueue
 from elemta.spool.filters import QueueFilter
 from elemta.spool.queue_id import unknown_message

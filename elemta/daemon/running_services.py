@@ -1,12 +1,11 @@
-"""The services that are open once the daemon has started, and how it delivers from each spool."""
+"""The services that are open once the daemon has started."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, DeferredList
@@ -25,11 +24,6 @@ from elemta.daemon.worker_orders import (
     leftover_partitions,
     worker_directory,
 )
-from elemta.deferred_value import MaybeDeferred
-from elemta.delivery import DeliveryScheduler
-from elemta.delivery.delivery_record import tell_ended
-from elemta.delivery.outbound_limits import OutboundLimiter
-from elemta.envelope import Envelope, Recipient
 from elemta.errors import BackendError, SpoolError
 from elemta.history.history import MessageHistory
 from elemta.metric_registry import LabelledValue
@@ -38,37 +32,13 @@ from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_socket import SOCKET_NAME, AdminSocket
 from elemta.ops.http import Ready, metrics_site
 from elemta.ops.metrics import LoopLag
-from elemta.outcome import Outcome, Status
 from elemta.policy import QueuePage
-from elemta.policy.delivery_hooks import DeliveryHooks
-from elemta.policy.message_view import MessageContent
-from elemta.spool import MessageWriter, Spool, Submission
-from elemta.spool.content import Content
+from elemta.spool import Spool
 from elemta.spool.partition import partitions_in
-from elemta.spool.records import QueuedMessage
 
-_DELETED = "removed by an operator"
-
-
-def sign_by(
-    hooks: DeliveryHooks, envelope: Envelope, writer: MessageWriter, submission: Submission
-) -> MaybeDeferred[bytes]:
-    """Let the policies of a chain sign a message that is about to be stored."""
-    block, size = submission.header_block, writer.size
-    content = MessageContent(
-        len(block) + size,
-        block + writer.head,
-        lambda: cast(BinaryIO, Content(block, writer.open(), size)),
-        utf8=submission.parameters.smtputf8,
-    )
-    return hooks.sign(envelope, content)
-
-
-@dataclass(frozen=True, slots=True)
-class _Observed:
-    """What :func:`tell_ended` reads of a queue."""
-
-    observer: DeliveryFactory
+if TYPE_CHECKING:
+    from elemta.daemon.delivery_factory import DeliveryFactory
+    from elemta.delivery import DeliveryScheduler
 
 
 class QueueForPolicies:
@@ -86,115 +56,6 @@ class QueueForPolicies:
             raise BackendError(f"the queue can't be read: {error}") from error
 
 
-class DeliveryFactory:
-    """Makes deliveries from spools under the assembly of the moment.
-
-    ``places`` are the addresses and ports where this host takes mail itself; ``pauses`` are the destinations
-    to which nothing is delivered.
-    """
-
-    def __init__(
-        self,
-        shared: SharedResources,
-        components: Components,
-        places: Sequence[tuple[IPv4Address | IPv6Address, int]],
-        pauses: DestinationPauses,
-    ) -> None:
-        self._shared = shared
-        self._pauses = pauses
-        self._components = components
-        self._settings = replace(components.delivery, own_addresses=tuple(places), trace=self._shared.trace)
-        self._pace = OutboundLimiter(components.limiter)
-
-    def from_own(self, spool: Spool) -> DeliveryScheduler:
-        """For this node's own spool; it is not started."""
-        delivery = self._from(spool)
-        self._shared.metrics.delivery.destinations.poll_labelled(delivery.waits.states)
-        return delivery
-
-    def from_adopted(self, spool: Spool) -> DeliveryScheduler:
-        """For another node's; it is not started. The metrics do not show its destinations."""
-        return self._from(spool)
-
-    # As the signer of each spool
-
-    @property
-    def signs(self) -> bool:
-        """Whether any policy signs what leaves."""
-        return self._components.chain.delivery_hooks.signs
-
-    def sign(self, envelope: Envelope, writer: MessageWriter, submission: Submission) -> MaybeDeferred[bytes]:
-        """Let the policies sign a message, which is whole but for their fields."""
-        return sign_by(self._components.chain.delivery_hooks, envelope, writer, submission)
-
-    # As what hears of the end of deliveries
-
-    @property
-    def tells_end(self) -> bool:
-        """Whether any policy observes the end of deliveries."""
-        return self._components.chain.delivery_hooks.tells_end
-
-    def ended(self, envelope: Envelope, recipient: Recipient, outcome: Outcome) -> None:
-        """Tell the policies what came of a recipient."""
-        self._components.chain.delivery_hooks.ended(envelope, recipient, outcome)
-
-    @property
-    def keeps(self) -> bool:
-        """Whether any policy keeps what came of recipients before that is recorded."""
-        return self._components.chain.delivery_hooks.keeps
-
-    def recording(
-        self, envelope: Envelope, recipient: Recipient, outcome: Outcome
-    ) -> Sequence[Deferred[None]]:
-        """Let the policies keep what came of a recipient."""
-        return self._components.chain.delivery_hooks.recording(envelope, recipient, outcome)
-
-    def deleted(self, message: QueuedMessage) -> None:
-        """Tell the policies that an operator removed a message."""
-        at = self._shared.runtime.wall()
-        tell_ended(
-            _Observed(self),
-            message,
-            [
-                Outcome(message.queue_id, each.address, Status.FAILED, _DELETED, "", "", at)
-                for each in message.pending
-            ],
-            "deleted",
-        )
-
-    def _from(self, spool: Spool) -> DeliveryScheduler:
-        spool.signer = self
-        spool.observer = self
-        delivery = DeliveryScheduler(
-            self._shared.runtime,
-            spool,
-            self._components.routes,
-            self._settings,
-            self._shared.metrics.delivery,
-            resolver=self._shared.resolver.deliveries,
-            pace=self._pace,
-            hooks=self._components.chain.delivery_hooks,
-            memory=self._shared.hop_memory,
-            host=self._shared.fleet.slots,
-        )
-        delivery.commands.pause(self._pauses.names)
-        spool.waits = delivery.waits
-        return delivery
-
-    def follow(
-        self,
-        components: Components,
-        places: Sequence[tuple[IPv4Address | IPv6Address, int]],
-        deliveries: Iterable[DeliveryScheduler],
-    ) -> None:
-        """Go on under another assembly, these deliveries too."""
-        self._components = components
-        self._settings = replace(components.delivery, own_addresses=tuple(places), trace=self._shared.trace)
-        self._pace.limiter = components.limiter
-        for delivery in deliveries:
-            delivery.reconfigure(components.routes, self._settings, components.chain.delivery_hooks)
-
-
 _log = Logger()
 
 Task = tuple[float, Callable[[], object]]
@@ -203,14 +64,17 @@ Task = tuple[float, Callable[[], object]]
 
 @dataclass(slots=True)
 class RunningServices:
-    """The spool and what works on it, under the assembly of the moment."""
+    """The spool and what works on it, under the assembly of the moment.
+
+    A daemon without mail has no ``delivery``.
+    """
 
     shared: SharedResources
     components: Components
     spool: Spool
     ownership: PartitionOwnership
-    delivery_factory: DeliveryFactory
-    delivery: DeliveryScheduler
+    delivery_factory: DeliveryFactory | None
+    delivery: DeliveryScheduler | None
     adoptions: AdoptionRegistry
     pauses: DestinationPauses
     sockets: tuple[AdminSocket, ...]
@@ -225,7 +89,7 @@ class RunningServices:
         ownership: PartitionOwnership,
         *,
         admin_calls: Callable[[AdoptionRegistry], CallTable],
-        environment: Callable[[Callable[[Spool], DeliveryScheduler]], AdoptionEnvironment],
+        environment: Callable[[Callable[[Spool], DeliveryScheduler] | None], AdoptionEnvironment],
         shared: SharedResources,
         components: Components,
         places: Sequence[ListenAddress],
@@ -243,13 +107,13 @@ class RunningServices:
         own.mkdir(0o700, parents=True, exist_ok=True)
         pauses = DestinationPauses(root, shared.runtime.disk, spool.in_disk_thread)
         pauses.read()
-        delivering = DeliveryFactory(shared, components, places, pauses)
-        delivery = delivering.from_own(spool)
+        delivering = _delivery_factory(shared, components, places, pauses)
+        delivery = None if delivering is None else delivering.from_own(spool)
         number, count = (0, 1) if orders is None else (orders.number, orders.count)
         adoptions = AdoptionRegistry(
             shared.runtime,
             spool,
-            environment(delivering.from_adopted),
+            environment(None if delivering is None else delivering.from_adopted),
             leftover=leftover_partitions(partitions_in(root), number, count),
             record_in=root if number == 0 else own,
         )
@@ -263,9 +127,11 @@ class RunningServices:
             sockets.append(AdminSocket(own / METRICS_SOCKET, shown, reactor))
         for each in sockets:
             each.open()
-        components.authenticator.start()
+        if components.mail is not None:
+            components.mail.authenticator.start()
         shared.resolver.start()
-        delivery.startService()
+        if delivery is not None:
+            delivery.startService()
         lag = LoopLag(shared.metrics, reactor)
         lag.start()
         loops = tuple(_every(reactor, seconds, call) for seconds, call in tasks)
@@ -295,17 +161,22 @@ class RunningServices:
     @property
     def deliveries(self) -> Sequence[DeliveryScheduler]:
         """From the node's own spool, and from those that it adopted."""
-        return (self.delivery, *self.adoptions.deliveries)
+        own = () if self.delivery is None else (self.delivery,)
+        return (*own, *self.adoptions.deliveries)
 
     def follow(self, components: Components, places: Sequence[ListenAddress]) -> None:
         """Go on under another assembly."""
         previous, self.components = self.components, components
         for history in self.histories:
             history.keep = components.config.spool.history
-        components.authenticator.start()
-        self.delivery_factory.follow(components, places, (self.delivery, *self.adoptions.deliveries))
+        if self.delivery_factory is None or components.mail is None:
+            return
+        components.mail.authenticator.start()
+        self.delivery_factory.follow(components, components.mail, places, self.deliveries)
+        if previous.mail is None:
+            return
         # A session that began under the old terms may still ask the old checkers.
-        retire = Deferred.fromCoroutine(previous.authenticator.stop())
+        retire = Deferred.fromCoroutine(previous.mail.authenticator.stop())
         retire.addErrback(
             lambda f: _log.failure(
                 "credentials checkers of the old configuration did not stop", f, event="auth.stop_failed"
@@ -314,7 +185,10 @@ class RunningServices:
 
     def stop_deliveries(self) -> Deferred[Any]:
         """Stop all of them at the same time; fires when nothing is under way any more."""
-        return DeferredList([self.delivery.stopService(), Deferred.fromCoroutine(self.adoptions.stop())])
+        stops = [Deferred.fromCoroutine(self.adoptions.stop())]
+        if self.delivery is not None:
+            stops.append(self.delivery.stopService())
+        return DeferredList(stops)
 
     async def close(self) -> None:
         """Close everything; delivery has been stopped, and no session is left."""
@@ -336,6 +210,20 @@ class RunningServices:
     def _breaker_states(self) -> list[LabelledValue]:
         breakers = self.components.chain.open_breakers()
         return [((name,), int(is_open)) for name, is_open in breakers.items()]
+
+
+def _delivery_factory(
+    shared: SharedResources,
+    components: Components,
+    places: Sequence[ListenAddress],
+    pauses: DestinationPauses,
+) -> DeliveryFactory | None:
+    """What delivers; None where there is no mail."""
+    if shared.mail is None or components.mail is None:
+        return None
+    from elemta.daemon.delivery_factory import DeliveryFactory  # noqa: PLC0415 - only where there is mail
+
+    return DeliveryFactory(shared, shared.mail, components, components.mail, places=places, pauses=pauses)
 
 
 def _every(reactor: ReactorBase, seconds: float, call: Callable[[], object]) -> LoopingCall:

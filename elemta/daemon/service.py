@@ -10,7 +10,6 @@ from twisted.logger import Logger
 from elemta.daemon.adoption import SpoolOpener
 from elemta.daemon.adoption_registry import AdoptionRegistry
 from elemta.daemon.components import Components, SharedResources
-from elemta.daemon.console import open_console
 from elemta.daemon.daemon_service import EX_TEMPFAIL, DaemonService, DaemonState, exit_with
 from elemta.daemon.running_services import QueueForPolicies, RunningServices
 from elemta.daemon.spool_ownership import PartitionOwnership
@@ -104,7 +103,9 @@ class Elemta(DaemonService):
         if self.parts is None:
             return
         self.listeners.set_context(self.components, spool)
-        if self.config.console.endpoint and self._orders is None:
+        if self.listeners.console_site is not None:
+            from elemta.daemon.console import open_console  # noqa: PLC0415 - only where there is a console
+
             await open_console(
                 self.listeners.console_site,
                 self.parts.calls,
@@ -194,7 +195,7 @@ class Elemta(DaemonService):
             yield self._lives.start(components.chain)
         if self.state is DaemonState.STOPPING:
             return None
-        components.authenticator.inherit(self.components.authenticator)
+        components.inherit(self.components)
         self.components = components
         if self.parts is not None:
             self.parts.follow(components, self.listeners.addresses)
@@ -229,7 +230,7 @@ class Elemta(DaemonService):
         await self.shared.resolver.stop()
         if running is not None:
             await running.close()
-        self.listeners.mailboxes.stop()
+        self.listeners.stop()
 
     async def _wait_until_empty(self, grace: float) -> None:
         registry = self.listeners.registry

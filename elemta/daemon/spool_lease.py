@@ -17,7 +17,8 @@ from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable
 from elemta.runtime import Runtime
-from elemta.valkey import Script, ScriptRunner
+from elemta.valkey import Script
+from elemta.valkey.client import ScriptRunner
 
 _log = Logger()
 

@@ -53,7 +53,7 @@ from elemta.limits.store import LimitSpec, Request
 from elemta.metrics import Metrics, one_of
 from elemta.policy.policy_store import Store
 from elemta.runtime import Runtime
-from elemta.valkey import ScriptRunner
+from elemta.valkey.client import ScriptRunner
 from elemta.workers.channel import Channel
 from elemta.workers.handshake_places import HandshakeServer, WorkerHandshakes
 from elemta.workers.host_state import HostState, HostStateServer

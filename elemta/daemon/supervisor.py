@@ -237,7 +237,7 @@ class Supervisor(DaemonService):
         yield from ()
         if self.state is DaemonState.STOPPING:
             return None
-        components.authenticator.inherit(self.components.authenticator)
+        components.inherit(self.components)
         self.components = components
         self._changes += 1
         self._served.clear_outages()

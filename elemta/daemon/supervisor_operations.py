@@ -193,7 +193,7 @@ class SupervisorOperations:
         path = Path(config.spool.directory) / SOCKET_NAME
         socket = AdminSocket(path, AdminSite(calls, supervisor.reactor), supervisor.reactor)
         socket.open()
-        if config.console.endpoint:
+        if supervisor.listeners.console_site is not None:
             await open_console(
                 supervisor.listeners.console_site,
                 calls,

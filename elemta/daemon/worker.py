@@ -22,6 +22,7 @@ from twisted.logger import Logger, globalLogBeginner
 from elemta.config import load
 from elemta.daemon.admin_operations import admin_calls
 from elemta.daemon.components import SharedResources, build_at_start
+from elemta.daemon.composition import import_modules
 from elemta.daemon.daemon_service import CLOSING_SECONDS
 from elemta.daemon.service import Elemta
 from elemta.daemon.supervised_membership import SupervisedMembership
@@ -155,6 +156,7 @@ def main(arguments: list[str]) -> None:
         notifier=SupervisorNotifier(channel, runtime),
     )
     commands = WorkerCommands(channel, daemon)
+    import_modules(config, shared)
     gc.collect()
     gc.freeze()
     daemon.privilegedStartService()

@@ -17,7 +17,7 @@ from elemta.delivery.next_hop import Candidate, IPAddress, NextHop
 from elemta.delivery.pool import ConnectionPool, Gate, HostSlots, PooledConnection
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, NoSlotError
-from elemta.dns import AddressResolver
+from elemta.dns.system_names import AddressResolver
 from elemta.metrics import DeliveryMetrics
 from elemta.outcome import LocalFault, Outcome, ReachedStage, Status, furthest
 from elemta.smtp.client_commands import ClientTransaction

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from elemta.delivery.destination import Key
-from elemta.delivery.destination_status import OPEN, DestinationState, DestinationStatus
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.outbound_limits import OutboundLimiter
 from elemta.delivery.router import Router
+from elemta.destination_status import OPEN, DestinationState, DestinationStatus
 from elemta.metric_registry import LabelledValue
 from elemta.outcome import Outcome
 from elemta.runtime import SteadyWall

@@ -22,7 +22,7 @@ from elemta.delivery.hop_memory import HopMemory, Place
 from elemta.delivery.next_hop import Candidate, IPAddress, NextHop
 from elemta.delivery.outbound_tls import OutboundTLS
 from elemta.delivery.settings import DeliverySettings
-from elemta.dns import AddressResolver, SystemNames
+from elemta.dns.system_names import AddressResolver, SystemNames
 from elemta.smtp.client import ClientSettings
 
 _MOST_REMEMBERED = 4096

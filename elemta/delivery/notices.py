@@ -15,7 +15,7 @@ from elemta.delivery.settings import DeliverySettings
 from elemta.envelope import Envelope
 from elemta.errors import NoSender, SpoolError, UnknownMessage
 from elemta.message.notice import Notice, NoticeKind, NoticeSettings
-from elemta.outcome import Outcome, Status
+from elemta.outcome import Outcome, ReturnedMessage, Status
 from elemta.spool import MessageState, Spool
 from elemta.spool.records import HoldCause, QueuedMessage
 
@@ -210,17 +210,6 @@ def tell_operator(message: QueuedMessage | Envelope, error: Exception) -> None:
 
 _RETURNED = "returned by the operator of this mail system"
 _HELD = "being returned to the sender"
-
-
-@dataclass(frozen=True, slots=True)
-class ReturnedMessage:
-    """What came of it: the recipients that were given up, and how many notices tell the sender.
-
-    No notice is sent where the sender wanted none.
-    """
-
-    recipients: int
-    notices: int
 
 
 async def return_to_sender(

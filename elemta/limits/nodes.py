@@ -27,7 +27,8 @@ from elemta.errors import StoreUnavailable
 from elemta.limits.past_nodes import KEPT_SECONDS, REGISTER, PastNodes
 from elemta.limits.refusals import RememberedRefusal
 from elemta.runtime import Runtime
-from elemta.valkey import Script, ValkeyCommands
+from elemta.valkey import Script
+from elemta.valkey.client import ValkeyCommands
 
 _log = Logger()
 

@@ -22,7 +22,8 @@ from elemta.errors import TooManyOverrides
 from elemta.limits.overrides import Override, Overrides
 from elemta.limits.version_watch import DEADLINE, LOOK_SECONDS, VersionWatch, shared_keys
 from elemta.runtime import Runtime
-from elemta.valkey import Script, ValkeyCommands
+from elemta.valkey import Script
+from elemta.valkey.client import ValkeyCommands
 
 _log = Logger()
 

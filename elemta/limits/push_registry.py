@@ -23,7 +23,8 @@ from elemta.errors import ConfigError, PushedMeanwhile, SpoolError
 from elemta.limits.pushed import PushedLimits
 from elemta.limits.version_watch import DEADLINE, VersionWatch, shared_keys
 from elemta.runtime import Runtime, WorkerPool
-from elemta.valkey import Script, ValkeyCommands
+from elemta.valkey import Script
+from elemta.valkey.client import ValkeyCommands
 
 _log = Logger()
 

@@ -15,7 +15,7 @@ from elemta.errors import StoreUnavailable
 from elemta.limits.store import LimitSpec, Receipt, Request
 from elemta.limits.valkey_scripts import RENEW, Keys
 from elemta.runtime import Randomness
-from elemta.valkey import Valkey
+from elemta.valkey.client import Valkey
 
 RENEWED_AT_ONCE = 128
 """How many leases are in one call."""

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from elemta.errors import StoreUnavailable, ValkeyError
 from elemta.limits.valkey_leases import BACKGROUND_DEADLINE
 from elemta.limits.valkey_scripts import CANCEL, RETURN
-from elemta.valkey import Valkey
+from elemta.valkey.client import Valkey
 
 RETURNED_AT_ONCE = 128
 RETRIED_AFTER = 0.5

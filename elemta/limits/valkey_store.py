@@ -25,7 +25,7 @@ from elemta.limits.valkey_returns import Cancellations, Handover, PendingReturn,
 from elemta.limits.valkey_scripts import ACQUIRE, Definitions, Keys
 from elemta.limits.valkey_views import Views
 from elemta.runtime import Runtime
-from elemta.valkey import Valkey
+from elemta.valkey.client import Valkey
 
 RENEWAL_SECONDS = 3.0
 """Leases live for 30 s, so those of a dead node are gone 27 to 30 s after its death."""

@@ -13,7 +13,8 @@ from elemta.limits.store import LimitSpec, Ranking, Request, Snapshot, Usage
 from elemta.limits.valkey_leases import BACKGROUND_DEADLINE
 from elemta.limits.valkey_scripts import PEEK, SERIES, Definitions, Keys
 from elemta.limits.window import WindowCounter
-from elemta.valkey import Script, Valkey
+from elemta.valkey import Script
+from elemta.valkey.client import Valkey
 
 LOOKED_AT = 20_000
 """How many keys ``top`` looks at before it gives up on the others."""

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from elemta.errors import StoreUnavailable
 from elemta.runtime import Runtime
-from elemta.valkey import ValkeyCommands
+from elemta.valkey.client import ValkeyCommands
 
 _log = Logger()
 

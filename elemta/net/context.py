@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
-from elemta.auth import Authenticator
+from elemta.auth.authenticator import Authenticator
 from elemta.config import ListenerConfig, ListenerTLS, ServerConfig
 from elemta.delivery.bounces import BounceSpool
 from elemta.delivery.hop_memory import HopMemory

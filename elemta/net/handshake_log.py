@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from OpenSSL import SSL
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -82,6 +81,8 @@ class HandshakeLog:
 
 def reason_of(failure: Failure) -> str:
     """Why a handshake failed: OpenSSL's own words, or the side that ended it."""
+    from OpenSSL import SSL  # noqa: PLC0415 - loaded by now: there was a handshake
+
     error = failure.value
     if isinstance(error, SSL.Error):
         entries = error.args[0] if error.args and isinstance(error.args[0], list) else []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from elemta.smtp.session import ServerSession
+if TYPE_CHECKING:
+    from elemta.smtp.session import ServerSession
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -41,6 +41,14 @@ class Resolver(Protocol):
 
     async def records(self, name: str, kind: str, *, timeout: float | None = None) -> tuple[str, ...]:
         """The records of any type, such as ``"TLSA"``, each as text in the form of zone files."""
+
+
+@runtime_checkable
+class SharedResolver(Protocol):
+    """A resolver that several policies share."""
+
+    def of_user(self, name: str) -> Resolver:
+        """The resolver for one of them."""
 
 
 class NoResolver:

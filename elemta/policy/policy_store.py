@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred
 
 from elemta.errors import StoreUnavailable, ValkeyError, ValkeyFailure
 from elemta.policy.call_context import BackendWait
-from elemta.valkey import Script, Valkey
+from elemta.valkey import Script
+
+if TYPE_CHECKING:
+    from elemta.valkey.client import Valkey
 
 MAX_KEY = 200
 """Octets. A longer key is replaced by its digest."""

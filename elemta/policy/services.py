@@ -11,7 +11,6 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
 from elemta.deferred_value import MaybeDeferred
-from elemta.dns import DnsResolver as SharedResolver
 from elemta.domains import Domains
 from elemta.envelope import Recipient
 from elemta.errors import BackendError
@@ -20,7 +19,7 @@ from elemta.policy.backends import DEFAULT_TIMEOUT, PolicyBackends
 from elemta.policy.explained_services import SwitchedLog, SwitchedMetric, SwitchedStore
 from elemta.policy.http_client import HttpAnswer, HttpClient, TimedClient
 from elemta.policy.outbox import NoOutbox, NoQueue, Outbox, QueueView
-from elemta.policy.policy_resolver import NoResolver, PolicyResolver, Resolver
+from elemta.policy.policy_resolver import NoResolver, PolicyResolver, Resolver, SharedResolver
 from elemta.policy.policy_store import MemoryStore, Store
 from elemta.policy.policy_threads import InThreads
 from elemta.policy.streams import Connect, Stream

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.endpoints import (
     HostnameEndpoint,
@@ -15,7 +15,9 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from elemta.valkey.tls import ValkeyHandshake
+if TYPE_CHECKING:
+    from elemta.valkey.tls_handshake import ValkeyHandshake
+
 
 CONNECT_SECONDS = 1.0
 """How long opening a connection may take, and how long its greeting."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import hiredis
 from twisted.internet.defer import Deferred
@@ -27,7 +27,9 @@ from elemta.errors import ValkeyError, ValkeyFailure
 from elemta.valkey.address import ServerAddress, ValkeyLogin
 from elemta.valkey.resp import Script, Word, kind_of, pack
 from elemta.valkey.rights import Rights
-from elemta.valkey.tls import ValkeyHandshake
+
+if TYPE_CHECKING:
+    from elemta.valkey.tls_handshake import ValkeyHandshake
 
 _PING = pack(["PING"])
 _ASKING = pack(["ASKING"])

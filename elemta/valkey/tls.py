@@ -1,20 +1,14 @@
-"""TLS to Valkey: always verified, by the chain and by the name."""
+"""TLS to Valkey as the URL has it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import ip_address
-from pathlib import Path
-
-from OpenSSL import SSL
-from service_identity import CertificateError, VerificationError
-from service_identity.pyopenssl import verify_hostname, verify_ip_address
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.protocols.tls import TLSMemoryBIOProtocol
-from zope.interface import implementer
+from typing import TYPE_CHECKING
 
 from elemta.config.valkey_url import ValkeyURL
+
+if TYPE_CHECKING:
+    from elemta.valkey.tls_handshake import ValkeyHandshake
 
 
 class ValkeyTLSRefused(Exception):
@@ -36,73 +30,6 @@ class TLS:
 
     def handshake(self, host: str) -> ValkeyHandshake:
         """A handshake with a host. Files are read again when they have changed; TLSRefused if that fails."""
-        try:
-            states = [Path(name).stat() for name in (self.ca, self.certificate, self.private_key) if name]
-            context = _context(self, tuple((each.st_mtime_ns, each.st_ino) for each in states))
-        except OSError as error:
-            raise ValkeyTLSRefused(str(error)) from error
-        except SSL.Error as error:
-            raise ValkeyTLSRefused(f"a file for TLS can't be used: {_words(error)}") from error
-        return ValkeyHandshake(context, self.server_name or host)
+        from elemta.valkey.tls_handshake import ValkeyHandshake  # noqa: PLC0415 - only here is OpenSSL needed
 
-
-@implementer(IOpenSSLClientConnectionCreator)
-class ValkeyHandshake:
-    """One handshake, and whether what it came to is good enough."""
-
-    def __init__(self, context: SSL.Context, name: str) -> None:
-        self._context = context
-        self._name = name
-        self._is_address = _is_address(name)
-
-    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: ARG002
-        connection = SSL.Connection(self._context, None)
-        # RFC 6066 §3: an address is no server name
-        if not self._is_address:
-            connection.set_tlsext_host_name(self._name.encode("ascii"))
-        return connection
-
-    def check(self, connection: SSL.Connection) -> None:
-        """TLSRefused where the certificate, whose chain holds, is not one of the server's name."""
-        try:
-            if self._is_address:
-                verify_ip_address(connection, self._name)
-            else:
-                # RFC 6125 §6
-                verify_hostname(connection, self._name)
-        except (VerificationError, CertificateError) as error:
-            raise ValkeyTLSRefused(f"its certificate is not one of {self._name}") from error
-
-
-@lru_cache(maxsize=16)
-def _context(tls: TLS, _states: tuple[tuple[int, int], ...]) -> SSL.Context:
-    context = SSL.Context(SSL.TLS_METHOD)
-    # RFC 8996 §2
-    context.set_min_proto_version(SSL.TLS1_2_VERSION)
-    context.set_options(SSL.OP_NO_COMPRESSION)
-    if tls.ca:
-        context.load_verify_locations(tls.ca)
-    else:
-        context.set_default_verify_paths()
-    if tls.certificate:
-        if b"ENCRYPTED" in Path(tls.private_key).read_bytes():
-            # OpenSSL would ask for the passphrase at the terminal, and the reactor would wait with it.
-            raise ValkeyTLSRefused(f"{tls.private_key} needs a passphrase")
-        context.use_certificate_chain_file(tls.certificate)
-        context.use_privatekey_file(tls.private_key)
-        context.check_privatekey()
-    context.set_verify(SSL.VERIFY_PEER, lambda _connection, _certificate, _error, _depth, good: bool(good))
-    return context
-
-
-def _words(error: SSL.Error) -> str:
-    entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
-    return "; ".join(entry[-1] for entry in entries if entry) or "OpenSSL gives no reason"
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
+        return ValkeyHandshake.of(self, host)

@@ -19,7 +19,7 @@ from elemta.config.valkey_url import parse_valkey_url
 from elemta.daemon.spool_lease import RENEWED_EVERY, SURE_FOR, TIME_TO_LIVE, LeaseOwner, SpoolLease
 from elemta.errors import StoreUnavailable
 from elemta.runtime import Runtime
-from elemta.valkey import Valkey
+from elemta.valkey.client import Valkey
 from tests.adoption.left import REMOTE, left_behind, spools
 from tests.cluster.fleet import Fleet, until
 from tests.durability.ledger import Ledger

@@ -19,8 +19,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from elemta.auth import Authenticator
-from elemta.auth.authenticator import load_checkers
+from elemta.auth.authenticator import Authenticator, load_checkers
 from elemta.auth.checker import IBlockingChecker, UsersChecker
 from elemta.auth.hashes import new_hash
 from elemta.config import AuthConfig

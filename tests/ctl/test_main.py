@@ -27,7 +27,7 @@ from elemta.ctl.client import AdminClient
 from elemta.ctl.main import main
 from elemta.daemon.membership import NodeLife
 from elemta.daemon.reload import ReloadReport
-from elemta.delivery.destination_status import DestinationState, DestinationStatus
+from elemta.destination_status import DestinationState, DestinationStatus
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault
 from elemta.limits.pushed import MAX_TEXT

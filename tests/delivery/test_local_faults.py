@@ -28,7 +28,8 @@ from elemta.delivery.local_faults import all_local, broke_off, fault_of, lacking
 from elemta.delivery.mx import find_exchangers
 from elemta.delivery.next_hop import Candidate, NextHop
 from elemta.delivery.settings import DeliverySettings
-from elemta.dns import DnsResolver, MailExchanger
+from elemta.dns import MailExchanger
+from elemta.dns.resolver import DnsResolver
 from elemta.envelope import MailParameters, Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.outcome import Attempt, LocalFault, Status

@@ -26,7 +26,8 @@ from elemta.delivery.mx import (
     find_exchangers,
     is_of_this_machine,
 )
-from elemta.dns import DnsResolver, MailExchanger
+from elemta.dns import MailExchanger
+from elemta.dns.resolver import DnsResolver
 from elemta.envelope import Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.outcome import Attempt, Outcome, Status

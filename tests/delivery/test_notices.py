@@ -15,11 +15,11 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail
 
 from elemta.address import NULL, Address
-from elemta.delivery.notices import ReturnedMessage, return_to_sender
+from elemta.delivery.notices import return_to_sender
 from elemta.envelope import Client, MailParameters, Notify, Recipient
 from elemta.errors import NoSender, SpoolFull, UnknownMessage
 from elemta.message.notice import NoticeSettings
-from elemta.outcome import Outcome, Status
+from elemta.outcome import Outcome, ReturnedMessage, Status
 from elemta.runtime import Runtime
 from elemta.spool import MessageState, Spool, SpoolSettings, Submission
 

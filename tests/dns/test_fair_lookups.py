@@ -17,10 +17,12 @@ from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from elemta.dns import DnsResolver, Questions, ResolverSettings
 from elemta.dns.answers import DnsQuestion, RecordType
 from elemta.dns.lookup_table import LookupTable
 from elemta.dns.names import zone_of
+from elemta.dns.questions import Questions
+from elemta.dns.resolver import DnsResolver
+from elemta.dns.settings import ResolverSettings
 from elemta.errors import ResolverTrouble
 from elemta.runtime import Runtime
 from tests.support.nameservers import ScriptedNameserver, reply

@@ -18,7 +18,9 @@ from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
-from elemta.dns import DnsResolver, MailExchanger, ResolverSettings
+from elemta.dns import MailExchanger
+from elemta.dns.resolver import DnsResolver
+from elemta.dns.settings import ResolverSettings
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.metric_registry import MetricRegistry
 from elemta.metrics import DnsMetrics

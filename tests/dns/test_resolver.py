@@ -11,7 +11,8 @@ import pytest_twisted
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 
-from elemta.dns import NULL_MX, DnsResolver, MailExchanger
+from elemta.dns import NULL_MX, MailExchanger
+from elemta.dns.resolver import DnsResolver
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.runtime import Runtime
 from tests.support.nameservers import Nsd

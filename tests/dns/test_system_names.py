@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.delivery.happy_eyeballs import NextHopUnreachableError, look_up
-from elemta.dns import DnsResolver, SystemNames
-from elemta.dns.system_names import SearchList, addresses_in
+from elemta.dns.resolver import DnsResolver
+from elemta.dns.system_names import SearchList, SystemNames, addresses_in
 from elemta.domains import canonical_domain
 from elemta.errors import NoSuchDomain, ResolverTrouble
 from elemta.runtime import Runtime

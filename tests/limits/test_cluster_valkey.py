@@ -20,7 +20,7 @@ from elemta.limits.store import Decision, LimitSpec, Request
 from elemta.limits.valkey_store import MOST_WAITING, ValkeyStore
 from elemta.limits.window import Bound
 from elemta.runtime import ProcessRuntime, Runtime
-from elemta.valkey import Valkey
+from elemta.valkey.client import Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import pause, until
 

@@ -18,7 +18,7 @@ from elemta.limits.nodes import HEARTBEAT, MAX_PUBLISHED, TIME_TO_LIVE, About, N
 from elemta.limits.past_nodes import KEPT_SECONDS
 from elemta.limits.refusals import RememberedRefusal
 from elemta.runtime import Runtime
-from elemta.valkey import Valkey
+from elemta.valkey.client import Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import failure_of, until
 

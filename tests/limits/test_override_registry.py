@@ -17,7 +17,7 @@ from elemta.limits.override_registry import ClusterOverrides, LocalOverrides
 from elemta.limits.overrides import Override
 from elemta.limits.version_watch import LOOK_SECONDS
 from elemta.runtime import Runtime
-from elemta.valkey import Valkey
+from elemta.valkey.client import Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import until
 

@@ -18,7 +18,7 @@ from elemta.limits.pushed import PushedLimits
 from elemta.limits.version_watch import LOOK_SECONDS
 from elemta.runtime import Runtime
 from elemta.spool.record_file import RecordFile
-from elemta.valkey import Valkey
+from elemta.valkey.client import Valkey
 from tests.support.runtime import simulated_runtime
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import eventually, until

@@ -17,7 +17,7 @@ from elemta.limits.store import Decision, LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
 from elemta.runtime import Runtime
-from elemta.valkey import Valkey
+from elemta.valkey.client import Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.valkey_groups import Cluster
 from tests.support.waiting import eventually, until

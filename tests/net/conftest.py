@@ -15,7 +15,7 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 from zope.interface import implementer
 
-from elemta.auth import Authenticator
+from elemta.auth.authenticator import Authenticator
 from elemta.config import ListenerConfig, ListenerTLS, OnError, PolicyCommon, ServerConfig, TLSConfig
 from elemta.delivery.routes import RouteTable
 from elemta.domains import Domains

@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 from zope.interface import implementer
 
-from elemta.auth import Authenticator
+from elemta.auth.authenticator import Authenticator
 from elemta.config import AuthConfig, PolicyCommon, ResourcesConfig
 from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.net.context import ListenerContext

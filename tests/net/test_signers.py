@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from elemta.address import Address
 from elemta.config import OnError, PolicyCommon
-from elemta.daemon.running_services import DeliveryFactory
+from elemta.daemon.delivery_factory import DeliveryFactory
 from elemta.delivery.bounces import submit
 from elemta.envelope import Client as Sender
 from elemta.envelope import Envelope, MailParameters, Recipient

@@ -29,7 +29,7 @@ from elemta.policy.policy_store import (
     ValkeyStores,
 )
 from elemta.runtime import Runtime
-from elemta.valkey import Valkey
+from elemta.valkey.client import Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import until
 

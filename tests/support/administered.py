@@ -33,7 +33,7 @@ from elemta.daemon.reload import ReloadReport
 from elemta.daemon.session_operations import SessionOperations
 from elemta.daemon.spool_operations import SpoolOperations
 from elemta.daemon.trace_operations import TraceOperations
-from elemta.delivery.notices import ReturnedMessage, return_to_sender
+from elemta.delivery.notices import return_to_sender
 from elemta.errors import Fault
 from elemta.message.notice import NoticeSettings
 from elemta.metrics import Metrics
@@ -41,6 +41,7 @@ from elemta.net.registry import ConnectionRegistry
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.openapi import ApiOperations
 from elemta.ops.traffic import TrafficHistory
+from elemta.outcome import ReturnedMessage
 from elemta.policy.chain import PolicyChain
 from elemta.policy.discovery import PluginInfo
 from elemta.spool.combined import CombinedQueue

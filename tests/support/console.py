@@ -14,8 +14,8 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from elemta.auth import Authenticator
 from elemta.auth.accounts import AccountsFile, token_digest
+from elemta.auth.authenticator import Authenticator
 from elemta.auth.checker import AccountsChecker
 from elemta.auth.hashes import Scrypt, _scrypt
 from elemta.config import AuthConfig, ResourcesConfig

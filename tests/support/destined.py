@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from elemta.delivery.destination_status import OPEN, DestinationState, DestinationStatus
+from elemta.destination_status import OPEN, DestinationState, DestinationStatus
 
 PAUSED = DestinationStatus(DestinationState.PAUSED)
 

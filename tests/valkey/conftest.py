@@ -11,7 +11,7 @@ from twisted.internet import reactor
 
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.runtime import Runtime
-from elemta.valkey import Valkey
+from elemta.valkey.client import Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import until
 

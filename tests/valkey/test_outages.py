@@ -13,9 +13,9 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
 
-from elemta.valkey import Script, Valkey, ValkeyError, ValkeyFailure
+from elemta.valkey import Script, ValkeyError, ValkeyFailure
 from elemta.valkey.calls import ValkeyCall
-from elemta.valkey.client import IN_FLIGHT
+from elemta.valkey.client import IN_FLIGHT, Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import eventually, failure_of, pause, until
 

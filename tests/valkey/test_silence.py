@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pytest_twisted import ensureDeferred
 
-from elemta.valkey import Valkey, ValkeyError, ValkeyFailure, silence
+from elemta.valkey import ValkeyError, ValkeyFailure, silence
+from elemta.valkey.client import Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.valkey_groups import Cluster, Replicated, slot_of
 from tests.support.waiting import eventually, failure_of, pause, until

@@ -11,8 +11,8 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import gatherResults
 
 from elemta.errors import StoreUnavailable
-from elemta.valkey import Script, Valkey, ValkeyError, ValkeyFailure
-from elemta.valkey.client import IN_FLIGHT
+from elemta.valkey import Script, ValkeyError, ValkeyFailure
+from elemta.valkey.client import IN_FLIGHT, Valkey
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import failure_of, pause, until
 
