@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -12,6 +13,9 @@ from zope.interface import implementer
 from elemta.policies.own_clients import is_exempt
 from elemta.policy import (
     CONTINUE,
+    REQUIRED,
+    ConfigError,
+    Fault,
     IConnectPolicy,
     IOutcomeObserver,
     IPolicyPlugin,
@@ -30,6 +34,9 @@ from elemta.policy import (
 
 # A list that refuses the question answers from here, for any client.
 REFUSED = ip_network("127.255.255.0/24")
+# Short enough for an address of IPv6 before it; an underscore may be in it.
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_ZONE = re.compile(rf"(?=.{{1,180}}\Z)\.?{_LABEL}(?:\.{_LABEL})*\.?", re.DOTALL)
 DEFAULT_ANSWERS = (IPv4Network("127.0.0.0/8"),)
 LOOKUP_SECONDS = 2.0
 
@@ -38,7 +45,7 @@ LOOKUP_SECONDS = 2.0
 class ListZone:
     """One [[policy.dnsbl.zone]]."""
 
-    name: str = setting("", "Domain of the list, such as zen.spamhaus.org.", not_empty=True)
+    name: str = setting(REQUIRED, "Domain of the list, such as zen.spamhaus.org.")
     weight: int = setting(1, "Added to a client's score where it is listed; negative for allow-lists.")
     answers: tuple[IPv4Network | IPv6Network, ...] = setting(
         DEFAULT_ANSWERS, "Answers that count, as addresses or networks."
@@ -50,7 +57,9 @@ class DnsblOptions:
     """The keys of [policy.dnsbl]."""
 
     zone: tuple[ListZone, ...] = setting((), "The lists.")
-    reject_at: int = setting(5, "Recipients of clients with this score or a higher one are refused.")
+    reject_at: int = setting(
+        5, "Recipients of clients with this score or a higher one are refused; 0 = never.", minimum=0
+    )
     quarantine_at: int = setting(
         0, "Mail of clients with this score or a higher one is held; 0 = never.", minimum=0
     )
@@ -87,7 +96,7 @@ class DnsblPolicy:
         found: DnsblResult = await _shared(session.notes["score"])
         if session.results.get(DnsblResult) is None:
             session.results.publish(found)
-        if found.score >= self._options.reject_at:
+        if 0 < self._options.reject_at <= found.score:
             zones = ", ".join(found.zones)
             return Reject(
                 f"Your address {session.client_ip} is listed by {zones}", code=554, enhanced="5.7.1"
@@ -173,4 +182,14 @@ class DnsblPlugin:
     options = DnsblOptions
 
     def build(self, options: DnsblOptions, services: Services) -> DnsblPolicy:
+        """Raises ConfigError where a list has no name that can be looked up."""
+        faults = [
+            Fault(
+                "", f"zone[{number}].name", f'found "{zone.name}": must be a domain such as "bl.example.org"'
+            )
+            for number, zone in enumerate(options.zone, 1)
+            if not _ZONE.fullmatch(zone.name)
+        ]
+        if faults:
+            raise ConfigError(faults)
         return DnsblPolicy(options, services)

@@ -14,8 +14,10 @@ from zope.interface import implementer
 from elemta.policies.own_clients import is_exempt
 from elemta.policy import (
     CONTINUE,
+    ConfigError,
     Defer,
     DKIMResult,
+    Fault,
     IMessagePolicy,
     IPolicyPlugin,
     IRcptPolicy,
@@ -162,4 +164,7 @@ class GreylistPlugin:
     options = GreylistOptions
 
     def build(self, options: GreylistOptions, services: Services) -> GreylistPolicy:
+        """Raises ConfigError where no sender could ever pass."""
+        if options.delay >= options.within:
+            raise ConfigError([Fault("", "delay", "must be shorter than within: no sender passes before it")])
         return GreylistPolicy(options, services)

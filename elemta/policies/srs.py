@@ -22,6 +22,8 @@ from elemta.policies.secret_file import read_secrets
 from elemta.policy import (
     CONTINUE,
     REQUIRED,
+    Address,
+    AddressSyntaxError,
     IDataPolicy,
     IPolicyPlugin,
     IRcptPolicy,
@@ -36,11 +38,13 @@ from elemta.policy import (
 
 HASH_LENGTH = 4
 VALID_DAYS = 21
-MAX_ADDRESS = 1000
 _BASE32 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _DAYS = 1024
 _SRS0 = re.compile(r"SRS0[=+-]([^=]{4,})=([A-Z2-7]{2})=([^=]+)=(.*)", re.IGNORECASE | re.DOTALL)
 _SRS1 = re.compile(r"SRS1[=+-]([^=]{4,})=([^=]+)=([=+-].*)", re.IGNORECASE | re.DOTALL)
+# Those of other forwarders, which have hashes and days of their own forms.
+_FOREIGN_SRS0 = re.compile(r"SRS0([=+-].+)", re.IGNORECASE | re.DOTALL)
+_FOREIGN_SRS1 = re.compile(r"SRS1[=+-][^=]+=([^=]+)=([=+-].*)", re.IGNORECASE | re.DOTALL)
 
 NOT_OURS = Reject("This address was not made here, or is too old", code=550, enhanced="5.1.1")
 
@@ -68,34 +72,34 @@ class Rewriter:
         self._secrets = secrets
         self._day = day
 
-    def forward(self, sender: str) -> str:
+    def forward(self, sender: Address) -> Address:
         """The sender to forward with. The null sender and one that is ours already stay."""
-        local, at, domain = sender.rpartition("@")
-        if not at or domain.lower() == self.domain.lower():
+        local, domain = sender.local, sender.domain
+        if not domain or domain.lower() == self.domain.lower():
             return sender
-        if (again := _SRS1.fullmatch(local)) is not None:
-            first, rest = again[2], again[3]
-        elif _SRS0.fullmatch(local) is not None:
-            first, rest = domain, local[4:]
+        if (again := _FOREIGN_SRS1.fullmatch(local)) is not None:
+            first, rest = again.groups()
+        elif (once := _FOREIGN_SRS0.fullmatch(local)) is not None:
+            first, rest = domain, once[1]
         else:
             day = self._day() % _DAYS
             stamp = _BASE32[day >> 5] + _BASE32[day & 31]
-            made = f"SRS0={self._hash(stamp, domain, local)}={stamp}={domain}={local}@{self.domain}"
-            return made if len(made) <= MAX_ADDRESS else sender
-        return f"SRS1={self._hash(first, rest)}={first}={rest}@{self.domain}"
+            made = f"SRS0={self._hash(stamp, domain, local)}={stamp}={domain}={local}"
+            return Address(made, self.domain)
+        return Address(f"SRS1={self._hash(first, rest)}={first}={rest}", self.domain)
 
-    def reverse(self, local: str) -> str:
+    def reverse(self, local: str) -> Address:
         """The address that a rewritten local part stands for. Raises :class:`SrsError`."""
         if (once := _SRS0.fullmatch(local)) is not None:
             given, stamp, domain, original = once.groups()
             self._check(given, stamp, domain, original)
             if not self._is_recent(stamp):
                 raise SrsError("the address is too old")
-            return f"{original}@{domain}"
+            return Address(original, domain.lower())
         if (twice := _SRS1.fullmatch(local)) is not None:
             given, first, rest = twice.groups()
             self._check(given, first, rest)
-            return f"SRS0{rest}@{first}"
+            return Address(f"SRS0{rest}", first.lower())
         raise SrsError("the address was not made by us")
 
     def _is_recent(self, stamp: str) -> bool:
@@ -131,6 +135,7 @@ class SrsPolicy:
     def __init__(self, options: SrsOptions, services: Services) -> None:
         secrets = read_secrets("secret_file", options.secret_file)
         self._domains = services.domains
+        self._log = services.log
         self._rewriter = Rewriter(options.domain, secrets, lambda: int(services.wall() // 86400))
 
     def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:  # noqa: ARG002
@@ -146,13 +151,19 @@ class SrsPolicy:
 
     def data(self, session: Session, transaction: Transaction) -> Verdict:
         """Mail of our users keeps its sender."""
-        sender = str(transaction.sender)
+        sender = transaction.sender
         if is_exempt(session, self._domains) or not sender:
             return CONTINUE
-        if self._domains.is_local(transaction.sender.domain):
+        if self._domains.is_local(sender.domain):
             return CONTINUE
         if any(not self._domains.is_local(one.address.domain) for one in transaction.recipients):
-            transaction.sender = self._rewriter.forward(sender)
+            try:
+                transaction.sender = self._rewriter.forward(sender)
+            except AddressSyntaxError:
+                # It is too long for an address then: SPF fails, but no other node could rewrite it, either.
+                self._log.info(
+                    "a sender is too long to be rewritten", session_id=session.id, sender=str(sender)
+                )
         return CONTINUE
 
 

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from elemta.policies.dnsbl import DnsblPlugin, DnsblResult, question_name
-from elemta.policy import CONTINUE, Quarantine, Reject, ResolverTrouble
+from elemta.policy import CONTINUE, ConfigError, Quarantine, Reject, ResolverTrouble
 from elemta.policy.testing import PolicyTester, Zone
 
 ONE = {"zone": [{"name": "bl.example", "weight": 5}]}
@@ -100,3 +100,24 @@ def test_a_client_that_leaves_ends_the_lookups():
     asked = policy(records=LISTED)
     asked.connected()
     asked.disconnected()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "https://bl.example/", "b l.example", "x" * 64 + ".example", "a..", "bl.example:53", "\n"]
+)
+def test_a_name_that_can_not_be_looked_up_is_a_fault(name):
+    with pytest.raises(ConfigError, match=r"zone\[2\]\.name"):
+        policy({"zone": [{"name": "bl.example"}, {"name": name}]})
+
+
+def test_a_list_without_a_name_is_a_fault():
+    with pytest.raises(ConfigError, match=r"zone\[1\]\.name"):
+        policy({"zone": [{"weight": 2}]})
+
+
+@pytest.mark.parametrize("records", [{}, LISTED])
+def test_a_score_of_0_refuses_never(records):
+    options = {"zone": [{"name": "bl.example", "weight": 7}], "reject_at": 0}
+    assert verdict(policy(options, records)) == CONTINUE
+    with pytest.raises(ConfigError, match="reject_at"):
+        policy({**options, "reject_at": -1})

@@ -8,7 +8,7 @@ import pytest
 
 from elemta.policies.greylist import GreylistPlugin, network_of, shape_of
 from elemta.policies.results import DKIMResult, DKIMSignature
-from elemta.policy import CONTINUE, Defer, StoreUnavailable
+from elemta.policy import CONTINUE, ConfigError, Defer, StoreUnavailable
 from elemta.policy.doubles import UnavailableStore
 from elemta.policy.testing import PolicyTester, Zone
 
@@ -118,3 +118,9 @@ def test_a_domain_that_signed_a_message_from_a_network_is_known_there():
 def test_a_store_that_does_not_answer_is_a_failure_of_the_policy():
     with pytest.raises(StoreUnavailable):
         ask(policy(store=UnavailableStore()))
+
+
+@pytest.mark.parametrize("options", [{"delay": "4h"}, {"delay": "5h"}, {"within": "5m"}, {"within": 1}])
+def test_a_delay_that_no_sender_can_wait_is_a_fault(options):
+    with pytest.raises(ConfigError, match="delay"):
+        PolicyTester(GreylistPlugin(), options)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elemta.policies.srs import Rewriter, SrsError, SrsPlugin
-from elemta.policy import CONTINUE, ConfigError, Reject
+from elemta.policy import CONTINUE, Address, ConfigError, Reject
 from elemta.policy.testing import PolicyTester
 
 DAY = 20_000
@@ -19,43 +19,66 @@ def rewriter(domain: str = "fwd.example", secrets=(b"secret",), day: int = DAY) 
     return Rewriter(domain, secrets, lambda: day)
 
 
-def local_of(address: str) -> str:
-    return address.rpartition("@")[0]
+def rewritten(text: str, **how) -> str:
+    return str(rewriter(**how).forward(address(text)))
+
+
+def address(text: str) -> Address:
+    local, _, domain = text.rpartition("@")
+    return Address(local, domain)
+
+
+def local_of(text: str) -> str:
+    return address(text).local
 
 
 @given(LOCALS, DOMAINS)
 def test_what_is_rewritten_leads_back(local, domain):
     sender = f"{local}@{domain}"
-    made = rewriter().forward(sender)
+    made = rewritten(sender)
     if made == sender:
         return  # ours already, or it looks rewritten
     assert made.endswith("@fwd.example")
     if made.startswith("SRS0="):
-        assert rewriter().reverse(local_of(made)) == sender
-        assert rewriter().reverse(local_of(made).lower()).lower() == sender.lower()
+        assert rewriter().reverse(local_of(made)) == address(sender)
+        back = rewriter().reverse(local_of(made).lower())
+        assert (back.local.lower(), back.domain) == (local.lower(), domain)
 
 
 def test_a_second_and_a_third_forwarder_do_not_make_it_longer_and_lead_back_to_the_first():
-    first = rewriter("one.example", [b"1"]).forward("anna@example.org")
+    anna = Address("anna", "example.org")
+    first = rewriter("one.example", [b"1"]).forward(anna)
     second = rewriter("two.example", [b"2"]).forward(first)
     third = rewriter("three.example", [b"3"]).forward(second)
-    assert second.startswith("SRS1=")
-    assert third.startswith("SRS1=")
-    assert len(third) <= len(second) + len("three.example")
-    back = rewriter("three.example", [b"3"]).reverse(local_of(third))
-    assert back == rewriter("two.example", [b"2"]).reverse(local_of(second)) == first
-    assert rewriter("one.example", [b"1"]).reverse(local_of(back)) == "anna@example.org"
+    assert second.local.startswith("SRS1=")
+    assert third.local.startswith("SRS1=")
+    assert len(str(third)) <= len(str(second)) + len("three.example")
+    back = rewriter("three.example", [b"3"]).reverse(third.local)
+    assert back == rewriter("two.example", [b"2"]).reverse(second.local) == first
+    assert rewriter("one.example", [b"1"]).reverse(back.local) == anna
+
+
+@pytest.mark.parametrize(
+    "local", ["SRS0=h=XY=x.test=s", "SRS0+longer-hash=12345=x.test=s", "srs0-x", "SRS1=h=x.test=+y"]
+)
+def test_what_a_forwarder_of_another_kind_rewrote_is_not_rewritten_as_a_plain_address(local):
+    there = Address(local, "other.test")
+    made = rewriter().forward(there)
+    assert made.local.startswith("SRS1=")
+    back = rewriter().reverse(made.local)
+    plain = local.startswith("SRS1")
+    assert back == (Address("SRS0+y", "x.test") if plain else Address("SRS0" + local[4:], "other.test"))
 
 
 @pytest.mark.parametrize("days", [0, 1, 21])
 def test_an_address_holds_for_three_weeks(days):
-    made = rewriter().forward("anna@example.org")
-    assert rewriter(day=DAY + days).reverse(local_of(made)) == "anna@example.org"
+    made = rewritten("anna@example.org")
+    assert str(rewriter(day=DAY + days).reverse(local_of(made))) == "anna@example.org"
 
 
 @pytest.mark.parametrize("days", [22, 100, -2, 1000])
 def test_an_address_that_is_too_old_or_of_the_future_is_refused(days):
-    made = rewriter().forward("anna@example.org")
+    made = rewritten("anna@example.org")
     with pytest.raises(SrsError):
         rewriter(day=DAY + days).reverse(local_of(made))
 
@@ -77,8 +100,8 @@ def test_a_forged_address_is_refused(local):
 
 
 def test_an_old_secret_is_accepted_until_it_is_removed():
-    made = local_of(rewriter(secrets=[b"old"]).forward("anna@example.org"))
-    assert rewriter(secrets=[b"new", b"old"]).reverse(made) == "anna@example.org"
+    made = local_of(rewritten("anna@example.org", secrets=[b"old"]))
+    assert str(rewriter(secrets=[b"new", b"old"]).reverse(made)) == "anna@example.org"
     with pytest.raises(SrsError):
         rewriter(secrets=[b"new"]).reverse(made)
 
@@ -120,6 +143,32 @@ def test_a_bounce_goes_back_to_the_original_sender_and_a_forged_one_nowhere(secr
     refused = asked.rcpt("SRS0=AAAA=AA=example.org=x@fwd.example")
     assert isinstance(refused, Reject)
     assert asked.rcpt("b@example.com") == CONTINUE
+
+
+@pytest.mark.parametrize(
+    "sender",
+    [
+        Address("q u", "example.org"),
+        Address("a@b", "example.org"),
+        Address('"', "x.test"),
+        Address("s", "[192.0.2.1]"),
+    ],
+)
+def test_a_sender_that_needs_quotes_is_rewritten_and_its_bounce_leads_back(secret, sender):
+    made = sent(policy(secret), str(sender), "b@other.example")
+    assert made.startswith('"SRS0=')
+    assert made.endswith('"@fwd.example')
+    asked = policy(secret)
+    asked.mail("")
+    assert asked.rcpt(made) == CONTINUE
+    assert [one.address for one in asked.transaction.recipients] == [sender]
+
+
+def test_a_sender_that_is_too_long_to_be_rewritten_stays(secret):
+    sender = "s" * 60 + "@" + ".".join(["d" * 60] * 4)
+    asked = policy(secret)
+    assert sent(asked, sender, "b@other.example") == sender
+    assert [record["sender"] for record in asked.logged] == [sender]
 
 
 def test_a_file_without_a_secret_is_a_fault(tmp_path):
