@@ -11,6 +11,7 @@ from typing import BinaryIO
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from elemta.policies.option_checks import endpoint_faults, refuse
 from elemta.policy import (
     CONTINUE,
     BackendError,
@@ -124,4 +125,6 @@ class ClamAVPlugin:
     options = ClamAVOptions
 
     def build(self, options: ClamAVOptions, services: Services) -> ClamAVPolicy:
+        """Raises ConfigError where the endpoint is none."""
+        refuse(endpoint_faults("endpoint", options.endpoint))
         return ClamAVPolicy(options, services)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -10,12 +9,11 @@ from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from elemta.policies.option_checks import domain_faults, refuse
 from elemta.policies.own_clients import is_exempt
 from elemta.policy import (
     CONTINUE,
     REQUIRED,
-    ConfigError,
-    Fault,
     IConnectPolicy,
     IOutcomeObserver,
     IPolicyPlugin,
@@ -34,9 +32,6 @@ from elemta.policy import (
 
 # A list that refuses the question answers from here, for any client.
 REFUSED = ip_network("127.255.255.0/24")
-# Short enough for an address of IPv6 before it; an underscore may be in it.
-_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_ZONE = re.compile(rf"(?=.{{1,180}}\Z)\.?{_LABEL}(?:\.{_LABEL})*\.?", re.DOTALL)
 DEFAULT_ANSWERS = (IPv4Network("127.0.0.0/8"),)
 LOOKUP_SECONDS = 2.0
 
@@ -184,12 +179,9 @@ class DnsblPlugin:
     def build(self, options: DnsblOptions, services: Services) -> DnsblPolicy:
         """Raises ConfigError where a list has no name that can be looked up."""
         faults = [
-            Fault(
-                "", f"zone[{number}].name", f'found "{zone.name}": must be a domain such as "bl.example.org"'
-            )
+            fault
             for number, zone in enumerate(options.zone, 1)
-            if not _ZONE.fullmatch(zone.name)
+            for fault in domain_faults(f"zone[{number}].name", zone.name.removeprefix("."))
         ]
-        if faults:
-            raise ConfigError(faults)
+        refuse(faults)
         return DnsblPolicy(options, services)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from elemta.policies.option_checks import endpoint_faults, refuse
 from elemta.policy import (
     CONTINUE,
     BackendError,
@@ -166,7 +167,8 @@ def _enhanced(rest: str) -> tuple[str | None, str]:
 
 
 def _reply(kind: int, digits: str, enhanced: str | None, text: str) -> Verdict:
-    code = int(f"{kind}{digits}")
+    # RFC 5321 §4.2.1: the second digit is 0 to 5; a client takes others for the first digit alone.
+    code = int(f"{kind}{digits}" if digits[0] <= "5" else f"{kind}50")
     own = f"{kind}.7.1"
     enhanced = enhanced if enhanced is not None and enhanced.startswith(str(kind)) else own
     if code == 421:
@@ -181,17 +183,19 @@ def request(
 ) -> bytes:
     """One question: attributes, each a line, and an empty line."""
     tls = session.tls
+    # SMTPD_POLICY_README: at the end of a message there is a recipient where the message has only one.
+    asked = recipient or (transaction.recipients[0] if len(transaction.recipients) == 1 else None)
     attributes: Iterable[tuple[str, object]] = (
         ("request", "smtpd_access_policy"),
         ("protocol_state", state),
-        ("protocol_name", "ESMTP"),
+        ("protocol_name", "ESMTP" if session.esmtp else "SMTP"),
         ("client_address", session.client_ip),
         ("client_name", session.reverse_name or "unknown"),
         ("reverse_client_name", session.reverse_name or "unknown"),
         ("client_port", session.client_port),
         ("helo_name", session.helo),
         ("sender", transaction.sender),
-        ("recipient", recipient.address if recipient is not None else ""),
+        ("recipient", asked.address if asked is not None else ""),
         ("recipient_count", len(transaction.recipients) if recipient is None else 0),
         ("queue_id", transaction.queue_id or ""),
         ("instance", instance),
@@ -206,6 +210,8 @@ def request(
         ("ccert_fingerprint", ""),
         ("encryption_protocol", tls.version if tls is not None else ""),
         ("encryption_cipher", tls.cipher if tls is not None else ""),
+        ("server_address", session.server_ip or ""),
+        ("server_port", session.server_port or ""),
     )
     lines = "".join(f"{name}={_printable(str(value))}\n" for name, value in attributes)
     return (lines + "\n").encode("utf-8", "replace")
@@ -241,4 +247,6 @@ class PolicyClientPlugin:
     options = PolicyClientOptions
 
     def build(self, options: PolicyClientOptions, services: Services) -> PolicyClientPolicy:
+        """Raises ConfigError where the endpoint is none."""
+        refuse(endpoint_faults("endpoint", options.endpoint))
         return PolicyClientPolicy(options, services)

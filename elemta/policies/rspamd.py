@@ -15,6 +15,7 @@ from twisted.plugin import IPlugin
 from zope.interface import implementer
 
 from elemta.policies.greylist import network_of
+from elemta.policies.option_checks import refuse, url_faults
 from elemta.policies.own_clients import is_exempt
 from elemta.policies.secret_file import read_secrets
 from elemta.policy import (
@@ -256,4 +257,6 @@ class RspamdPlugin:
     options = RspamdOptions
 
     def build(self, options: RspamdOptions, services: Services) -> RspamdPolicy:
+        """Raises ConfigError where the URL is none."""
+        refuse(url_faults("url", options.url))
         return RspamdPolicy(options, services)

@@ -17,6 +17,7 @@ from pathlib import Path
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from elemta.policies.option_checks import domain_faults, refuse
 from elemta.policies.own_clients import is_exempt
 from elemta.policies.secret_file import read_secrets
 from elemta.policy import (
@@ -95,11 +96,11 @@ class Rewriter:
             self._check(given, stamp, domain, original)
             if not self._is_recent(stamp):
                 raise SrsError("the address is too old")
-            return Address(original, domain.lower())
+            return Address(original, _domain(domain))
         if (twice := _SRS1.fullmatch(local)) is not None:
             given, first, rest = twice.groups()
             self._check(given, first, rest)
-            return Address(f"SRS0{rest}", first.lower())
+            return Address(f"SRS0{rest}", _domain(first))
         raise SrsError("the address was not made by us")
 
     def _is_recent(self, stamp: str) -> bool:
@@ -116,6 +117,12 @@ class Rewriter:
             if hmac.compare_digest(expected.lower().encode(), given.lower().encode("utf-8", "replace")):
                 return
         raise SrsError("the address is forged")
+
+
+def _domain(text: str) -> str:
+    """A domain whose case a system on the way may have changed."""
+    domain = text.lower()
+    return f"[IPv6:{domain[6:]}" if domain.startswith("[ipv6:") else domain
 
 
 def _digest(secret: bytes, parts: Sequence[str]) -> str:
@@ -136,7 +143,9 @@ class SrsPolicy:
         secrets = read_secrets("secret_file", options.secret_file)
         self._domains = services.domains
         self._log = services.log
-        self._rewriter = Rewriter(options.domain, secrets, lambda: int(services.wall() // 86400))
+        self._rewriter = Rewriter(
+            options.domain.rstrip(".").lower(), secrets, lambda: int(services.wall() // 86400)
+        )
 
     def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:  # noqa: ARG002
         address = recipient.address
@@ -176,4 +185,6 @@ class SrsPlugin:
     options = SrsOptions
 
     def build(self, options: SrsOptions, services: Services) -> SrsPolicy:
+        """Raises ConfigError where the domain is none, or there is no secret."""
+        refuse(domain_faults("domain", options.domain))
         return SrsPolicy(options, services)

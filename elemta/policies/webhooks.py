@@ -15,21 +15,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
-from urllib.parse import urlsplit
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.plugin import IPlugin
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from elemta.policies.option_checks import refuse, url_faults
 from elemta.policies.secret_file import read_secrets
 from elemta.policies.webhook_poster import Hook, WebhookPoster
 from elemta.policy import (
     REQUIRED,
     BackendError,
-    ConfigError,
     Envelope,
-    Fault,
     IDeliveryObserver,
     ILifecycle,
     IOutcomeObserver,
@@ -342,9 +340,6 @@ class WebhooksPlugin:
     options = WebhooksOptions
 
     def build(self, options: WebhooksOptions, services: Services) -> WebhooksPolicy:
-        parts = urlsplit(options.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or not options.url.isascii():
-            raise ConfigError(
-                [Fault("", "url", "is no URL of HTTP or HTTPS", 'as "https://example.com/hook"')]
-            )
+        """Raises ConfigError where the URL is none."""
+        refuse(url_faults("url", options.url))
         return WebhooksPolicy(options, services)

@@ -152,6 +152,7 @@ def test_a_bounce_goes_back_to_the_original_sender_and_a_forged_one_nowhere(secr
         Address("a@b", "example.org"),
         Address('"', "x.test"),
         Address("s", "[192.0.2.1]"),
+        Address("s", "[IPv6:2001:db8::1]"),
     ],
 )
 def test_a_sender_that_needs_quotes_is_rewritten_and_its_bounce_leads_back(secret, sender):
@@ -175,3 +176,14 @@ def test_a_file_without_a_secret_is_a_fault(tmp_path):
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(ConfigError, match="has no secret"):
         policy(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("domain", ["b c", "a@b.example", "https://fwd.example/", "[192.0.2.1]"])
+def test_what_is_no_domain_is_a_fault(secret, domain):
+    with pytest.raises(ConfigError, match="domain"):
+        PolicyTester(SrsPlugin(), {"domain": domain, "secret_file": secret})
+
+
+def test_any_spelling_of_the_domain_is_one(secret):
+    asked = PolicyTester(SrsPlugin(), {"domain": "FWD.Example.", "secret_file": secret}, may_relay=True)
+    assert sent(asked, "a@example.org", "b@other.example").endswith("=a@fwd.example")

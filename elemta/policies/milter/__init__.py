@@ -23,6 +23,9 @@ class MilterPlugin:
     options = MilterOptions
 
     def build(self, options: MilterOptions, services: Services) -> MilterPolicy:
+        """Raises ConfigError where the endpoint is none."""
         from elemta.policies.milter.policy import MilterPolicy  # noqa: PLC0415 - costs what only this policy needs
+        from elemta.policies.option_checks import endpoint_faults, refuse  # noqa: PLC0415
 
+        refuse(endpoint_faults("endpoint", options.endpoint))
         return MilterPolicy(options, services)
