@@ -92,13 +92,18 @@ class DnsblPolicy:
         if session.results.get(DnsblResult) is None:
             session.results.publish(found)
         if 0 < self._options.reject_at <= found.score:
-            zones = ", ".join(found.zones)
+            zones = self._against(found)
             return Reject(
                 f"Your address {session.client_ip} is listed by {zones}", code=554, enhanced="5.7.1"
             )
         if 0 < self._options.quarantine_at <= found.score:
-            return Quarantine(f"listed by {', '.join(found.zones)}")
+            return Quarantine(f"listed by {self._against(found)}")
         return CONTINUE
+
+    def _against(self, found: DnsblResult) -> str:
+        """The lists that speak against the client, each once; those that speak for it are left out."""
+        against = {zone.name: None for zone in self._options.zone if zone.weight > 0}
+        return ", ".join(name for name in against if name in found.zones)
 
     def committed(self, session: Session, transaction: Transaction, queue_id: str) -> None:
         """Nothing to do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from twisted.internet.interfaces import IReactorPluggableNameResolver
@@ -59,5 +60,5 @@ class _NoReactor:
 
     nameResolver = None
 
-    def installNameResolver(self, resolver: object) -> object:
+    def installNameResolver(self, resolver: Any) -> Any:
         return resolver

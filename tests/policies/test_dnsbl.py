@@ -121,3 +121,21 @@ def test_a_score_of_0_refuses_never(records):
     assert verdict(policy(options, records)) == CONTINUE
     with pytest.raises(ConfigError, match="reject_at"):
         policy({**options, "reject_at": -1})
+
+
+def test_the_reply_names_the_lists_that_speak_against_the_client_each_once():
+    zones = [
+        {"name": "one.example", "weight": 3, "answers": ["127.0.0.2"]},
+        {"name": "allow.example", "weight": -1},
+        {"name": "one.example", "weight": 3, "answers": ["127.0.0.3"]},
+    ]
+    records = {
+        ("1.2.0.192.one.example", "A"): ["127.0.0.2", "127.0.0.3"],
+        ("1.2.0.192.allow.example", "A"): ["127.0.0.9"],
+    }
+    asked = policy({"zone": zones}, records)
+    found = verdict(asked)
+    assert isinstance(found, Reject)
+    assert found.text == "Your address 192.0.2.1 is listed by one.example"
+    result = asked.session.results.get(DnsblResult)
+    assert result == DnsblResult(5, ("one.example", "allow.example", "one.example"))
