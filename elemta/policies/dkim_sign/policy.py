@@ -23,6 +23,7 @@ from elemta.policies.mail_auth.body_hash import BodyHashKind, hash_body
 from elemta.policies.mail_auth.dmarc import ascii_domain, author_domains
 from elemta.policies.mail_auth.field import own_results
 from elemta.policies.mail_auth.message_reader import read_header
+from elemta.policies.option_checks import domain_faults
 from elemta.policy import ConfigError, Envelope, Fault, ISigner, OutgoingMessage, Services
 
 NOTICES = "bounce"
@@ -138,8 +139,12 @@ def _load(options: DkimSignOptions) -> Sequence[SigningKey]:
             keys.append(load_key(domain, key.selector, key.file))
         except KeyFileFault as error:
             faults.append(Fault("", f"key[{number}].file", str(error)))
-        if not domain or not key.selector.isascii():
+        if not domain or domain_faults("", domain):
             faults.append(Fault("", f"key[{number}].domain", f'found "{key.domain}": must be a domain'))
+        if key.selector.endswith(".") or domain_faults("", key.selector):
+            # RFC 6376 §3.1
+            problem = f'found "{key.selector}": must be a label of a domain such as "s2026", or several'
+            faults.append(Fault("", f"key[{number}].selector", problem))
     if faults:
         raise ConfigError(faults)
     return keys

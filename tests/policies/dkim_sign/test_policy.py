@@ -178,3 +178,23 @@ def test_the_message_may_be_of_any_size_and_shape(files):
     assert verified(asked.sign(large, OURS) + large) == [True]
     for broken in (b"", b"\r\n", b"no header\r\n", b"From: a@example.com\r\nbroken line\r\n\r\n"):
         asked.sign(broken, OURS)
+
+
+@pytest.mark.parametrize("domain", ["a b.example", "*.example.com", "a..example", "x" * 64 + ".example"])
+def test_what_is_no_domain_of_a_key_is_a_fault(files, domain):
+    with pytest.raises(ConfigError, match=r"key\[1\]\.domain"):
+        policy(options(files, "ed", domain=domain))
+
+
+@pytest.mark.parametrize("selector", ["a b", "s;d=other.example", "ü", "s.", "s..t"])
+def test_what_is_no_selector_is_a_fault(files, selector):
+    given = options(files, "ed")
+    key = {**given["key"][0], "selector": selector}
+    with pytest.raises(ConfigError, match=r"key\[1\]\.selector"):
+        policy({**given, "key": [key]})
+
+
+@pytest.mark.parametrize("selector", ["s", "2026", "a.b", "under_score", "a-b"])
+def test_a_selector_may_have_several_labels(files, selector):
+    given = options(files, "ed")
+    policy({**given, "key": [{**given["key"][0], "selector": selector}]})
