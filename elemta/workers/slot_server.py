@@ -27,7 +27,7 @@ MOST_WAITING = 1000
 MOST_HELD = 50_000
 """Destinations to which one worker may have connections."""
 
-SPARE_PART = 4
+SPARE_PART = 2
 """A worker has this part of its share of the places for clients free, in advance."""
 
 

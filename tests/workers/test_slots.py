@@ -112,6 +112,13 @@ def test_one_worker_can_have_all_places_and_no_more(workers: int, most: int) -> 
     assert host.server.granted == most
 
 
+@pytest.mark.parametrize("workers", [2, 4, 8])
+def test_clients_that_come_to_one_worker_in_one_turn_find_places_in_its_hand(workers: int) -> None:
+    host = Host(workers, 1000)
+    # No answer of the supervisor can come meanwhile.
+    assert all(host.workers[0].accept() for _ in range(1000 // (2 * workers)))
+
+
 def fill(host: Host, number: int) -> int:
     """Clients come to one worker until the host is full; how many were refused before."""
     refused = 0
