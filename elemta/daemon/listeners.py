@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred
 
 from elemta.config import Config
 from elemta.daemon.components import Components, SharedResources
@@ -106,11 +107,14 @@ class Listeners:
 
     async def close(self) -> None:
         """Accept no more connections; let open sessions finish."""
+        # First of all: at a socket of systemd, clients that come now wait for the next process.
+        sockets = (*self.smtp, *self.policy_services, *self.monitoring, *self.console)
+        closing = [Deferred.fromCoroutine(listener.close()) for listener in sockets]
         self.registry.drain()
         if self.console_site is not None:
             await self.console_site.close()
-        for listener in (*self.smtp, *self.policy_services, *self.monitoring, *self.console):
-            await listener.close()
+        for closed in closing:
+            await closed
         for factory in self.policy_factories.values():
             factory.close_connections()
 

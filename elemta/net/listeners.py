@@ -129,9 +129,10 @@ class Listener:
         return tuple((host.host, host.port) for host in hosts if isinstance(host, (IPv4Address, IPv6Address)))
 
     async def close(self) -> None:
+        """Accept nothing more from this moment on; returns when the sockets are closed."""
         ports, self._ports = self._ports, []
-        for port in ports:
-            await maybeDeferred(port.stopListening)
+        for closed in [maybeDeferred(port.stopListening) for port in ports]:
+            await closed
 
 
 def take_inherited_sockets(listeners: Sequence[Listener], reactor: IReactorCore) -> None:

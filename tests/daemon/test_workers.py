@@ -448,15 +448,42 @@ endpoint = "tcp:{place[1]}:interface=127.0.0.1"
             )
             daemon.wait_until_ready()
 
+        over, greetings = threading.Event(), list[str]()
+
+        def connect() -> None:
+            while not over.is_set():
+                try:
+                    with socket.create_connection(place, PATIENCE) as client:
+                        greetings.append(client.recv(100).decode())
+                except OSError as error:
+                    greetings.append(repr(error))
+
+        clients = [threading.Thread(target=connect) for _ in range(3)]
         try:
             launch()
-            daemon.stop()
-            with contextlib.ExitStack() as waiting:
-                clients = [waiting.enter_context(socket.create_connection(place, 90)) for _ in range(6)]
+            for each in clients:
+                each.start()
+            for _ in range(2):
+                until_longer(greetings, len(greetings) + 10)
+                daemon.stop()
                 launch()
-                assert all(client.recv(100).startswith(b"220 ") for client in clients)
+            until_longer(greetings, len(greetings) + 10)
         finally:
+            over.set()
+            for each in clients:
+                each.join(PATIENCE)
             daemon.kill()
+        # A client that is accepted just before a stop, and not greeted yet, gets 421.
+        assert {each[:4] for each in greetings} <= {"220 ", "421 "}, greetings
+        assert sum(each.startswith("421 ") for each in greetings) <= 2 * len(clients)
+
+
+def until_longer(found: list[str], count: int) -> None:
+    """Wait until there are so many."""
+    deadline = time.monotonic() + PATIENCE
+    while len(found) < count:
+        assert time.monotonic() < deadline, found[-5:]
+        time.sleep(0.01)
 
 
 def test_a_worker_that_can_not_start_leaves_the_others_at_work_and_says_why(tmp_path: Path) -> None:
