@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import worker_pairs
 from busy import MOST
 
 BEGIN = "<!-- bench/suite: begin -->"
@@ -36,7 +37,8 @@ def busy_runs(results: Results) -> list[str]:
     """The runs during which other programs used the machine, in words."""
     return [
         f"{run['part']} {run['scenario']}, {run['server']}: {run['others']:.0%}"
-        for run in (*results["runs"], *results["idle"], *results["queue"], *results["limits"])
+        for part in ("runs", "workers", "idle", "queue", "limits")
+        for run in results.get(part, ())
         if run["others"] > MOST
     ]
 
@@ -127,6 +129,16 @@ def page(results: Results, pictures: str) -> str:
 
 def _others(results: Results) -> list[str]:
     parts = []
+    # A run that was kept by an earlier suite has none.
+    if workers := results.get("workers"):
+        parts += [
+            "### Workers: the account of the CPU",
+            worker_pairs.ACCOUNTED,
+            _table(worker_pairs.ACCOUNT_HEADS, worker_pairs.account_rows(workers)),
+            "### Workers: ratio to one process",
+            worker_pairs.BY_CPU,
+            _table(worker_pairs.RATIO_HEADS, worker_pairs.ratio_rows(workers)),
+        ]
     if results["calls"]:
         rows = [[words, f"{calls:,.0f}"] for words, calls in results["calls"].items()]
         parts += ["### Functions that a relayed message calls", _table(["", "functions"], rows)]

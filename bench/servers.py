@@ -380,6 +380,12 @@ def cpu_seconds(root: int) -> float:
     return sum(used.get(pid, 0) for pid in descendants(root)) / TICKS
 
 
+def own_cpu_seconds(pid: int) -> float:
+    """User and system time of a process alone."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / TICKS
+
+
 def descendants(root: int) -> list[int]:
     """A process, and all below it."""
     children, _ = _processes()

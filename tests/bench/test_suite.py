@@ -138,6 +138,14 @@ def _run(part: str, scenario: str, server: str, rate: float, number: int, others
     }  # fmt: skip
 
 
+def _account(workers: int, number: int, rate: float, cpu: float, others: float = 0.0) -> Any:
+    return {
+        "part": "workers", "scenario": "new", "words": "new", "server": f"{workers} workers", "round": number,
+        "workers": workers, "rate": rate, "seconds": 1.0, "cpu": cpu, "supervisor": 0.2, "load": 0.1,
+        "others": others,
+    }  # fmt: skip
+
+
 @pytest.fixture
 def results() -> dict[str, Any]:
     names = {"Elemta": "Elemta", "Postfix, tuned": "Postfix", "a <b> & c": "c"}
@@ -157,6 +165,10 @@ def results() -> dict[str, Any]:
                   "seconds": 2.0, "others": 0.0}],
         "queue": [{"part": "queue", "scenario": "10", "server": "Elemta", "messages": 10, "start": 1.0,
                    "list": 0.1, "memory": 2**26, "drain": 900.0, "others": 0.0}],
+        "workers": [
+            _account(1, 0, 1000.0, 0.8), _account(2, 0, 1500.0, 1.0), _account(2, 1, 1800.0, 0.8),
+            _account(1, 1, 1000.0, 0.8),
+        ],
         "calls": {"connections reused": 2128.0},
         "limits": [{"part": "limits", "scenario": "one", "server": "Elemta", "words": "one", "in flight": 64,
                     "rate": 28757.0, "cpu us": 22.9, "p50 ms": 2.16, "p99 ms": 3.0, "others": 0.0}],
@@ -177,6 +189,16 @@ def test_a_table_has_medians_and_the_ratio_of_each_round(results: dict[str, Any]
         assert words in text
     assert "busy" not in text
     assert "Other programs" not in text
+
+
+def test_workers_are_compared_by_rate_and_by_cpu_within_a_round(results: dict[str, Any]) -> None:
+    text = pictures.page(results, "performance")
+    assert "| new | 1 | 1,000 | 0.80 | - | 0.10 | 0.80 | 0.10 | 1,250 |" in text
+    assert "| new | 2 | 1,650 | 0.90 | 0.20 | 0.10 | 1.49 | 0.17 | 1,111 |" in text
+    assert "| new | 2 | 1.65 | 1.50 1.80 | 1.80 | 1.60 2.00 |" in text
+    # What an earlier suite kept has none.
+    del results["workers"]
+    assert "Workers" not in pictures.page(results, "performance")
 
 
 def test_all_servers_and_scenarios_fit_into_the_page_and_have_their_colours(results: dict[str, Any]) -> None:
@@ -226,7 +248,7 @@ def test_a_run_is_written_between_the_marks_and_can_be_written_again(
         ElementTree.parse(tmp_path / "performance" / f"{name}.svg")
 
 
-@pytest.mark.parametrize("what", ["busy", "busy with limits", "quick"])
+@pytest.mark.parametrize("what", ["busy", "busy with limits", "busy with workers", "quick"])
 def test_nothing_is_written_of_a_busy_machine_or_a_quick_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: dict[str, Any], what: str
 ) -> None:
@@ -234,6 +256,8 @@ def test_nothing_is_written_of_a_busy_machine_or_a_quick_run(
         results["quick"] = True
     elif what == "busy with limits":
         results["limits"][0]["others"] = 0.2
+    elif what == "busy with workers":
+        results["workers"][0]["others"] = 0.2
     else:
         results["runs"].append(_run("relay", "new", "Elemta", 10.0, 3, others=0.2))
     code, page = _written(tmp_path, monkeypatch, results)
