@@ -26,6 +26,14 @@ class MailAuthPlugin:
     options = MailAuthOptions
 
     def build(self, options: MailAuthOptions, services: Services) -> MailAuthPolicy:
+        """Raises ConfigError for a name that can't stand in the field, and for a domain that is none."""
+        from elemta.policies.mail_auth.dmarc import ascii_domain  # noqa: PLC0415
         from elemta.policies.mail_auth.policy import MailAuthPolicy  # noqa: PLC0415 - costs what only this policy needs
+        from elemta.policies.option_checks import domain_faults, refuse  # noqa: PLC0415
 
+        faults = domain_faults("authserv_id", options.authserv_id) if options.authserv_id else []
+        for number, domain in enumerate(options.trusted_arc, 1):
+            if domain_faults("", ascii_domain(domain)):
+                faults += domain_faults(f"trusted_arc[{number}]", domain)
+        refuse(faults)
         return MailAuthPolicy(options, services)

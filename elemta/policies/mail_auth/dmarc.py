@@ -77,6 +77,9 @@ class Suffixes:
         return known or ".".join(domain.rsplit(".", 2)[-2:])
 
 
+_DOT_BEHIND = re.compile(r"(?<=\w)\.(?=\s*(?:[>,;(]|$))")
+
+
 def ascii_domain(domain: str) -> str:
     """The domain in lower case and in ASCII, "" where it is none."""
     domain = domain.rstrip(".").lower()
@@ -103,6 +106,8 @@ def author_domains(fields: Sequence[bytes]) -> tuple[str, ...]:
 
 def _domains_of(value: bytes) -> list[str]:
     words = re.sub(r"\r\n(?=[ \t])", "", value.decode("utf-8", "replace")).strip()
+    # A dot behind a domain is no part of RFC 5322, but readers show the address, and mean the same domain.
+    words = _DOT_BEHIND.sub("", words)
     try:
         # The parser of the standard library raises what it pleases on hostile octets.
         addresses = policy.SMTPUTF8.header_factory("From", words).addresses

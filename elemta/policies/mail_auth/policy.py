@@ -16,6 +16,7 @@ from elemta.policies.mail_auth.dmarc import (
     DmarcCheck,
     Suffixes,
     VouchedDomains,
+    ascii_domain,
     author_domains,
     check_dmarc,
 )
@@ -91,7 +92,7 @@ class MailAuthPolicy:
         self._lookups = ResolverLookups(services.resolver)
         self._spf_lookup = SPFLookup(services)
         self._suffixes = Suffixes()
-        self._trusted = {domain.lower() for domain in options.trusted_arc}
+        self._trusted = {ascii_domain(domain) for domain in options.trusted_arc}
         self._results = services.metrics.counter(
             "results_total", "Results of checks, by method.", ("method", "result")
         )
@@ -174,7 +175,7 @@ class MailAuthPolicy:
 
     def _trusts(self, chain: ChainCheck) -> bool:
         """Whether the newest sealer is a trusted forwarder (RFC 8617 §7.2.1)."""
-        if chain.result != "pass" or not chain.sealers or chain.sealers[0] not in self._trusted:
+        if chain.result != "pass" or not chain.sealers or ascii_domain(chain.sealers[0]) not in self._trusted:
             return False
         return "dmarc=fail" not in "".join(chain.newest_results.lower().split())
 

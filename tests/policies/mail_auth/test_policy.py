@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 from elemta.policies.mail_auth import MailAuthPlugin
 from elemta.policies.mail_auth.field import claims, property_of
 from elemta.policies.results import ARCResult, DKIMResult, DMARCResult, SPFResult
-from elemta.policy import CONTINUE, Quarantine, Reject, ResolverTrouble
+from elemta.policy import CONTINUE, ConfigError, Quarantine, Reject, ResolverTrouble
 from elemta.policy.testing import PolicyTester, Zone
 
 KEY = rsa.generate_private_key(65537, 2048)
@@ -185,3 +185,20 @@ def test_a_message_that_is_none_is_checked_without_an_error(message):
     asked = Asked(message, {"dmarc": "enforce"})
     assert asked.verdict == CONTINUE
     assert "dkim=none" in asked.field
+
+
+@pytest.mark.parametrize("name", ["a b", "mx.example.com; spf=pass", "bücher.example", "(x)", '"mx"'])
+def test_what_can_not_stand_in_the_field_is_no_name_of_ours(name):
+    with pytest.raises(ConfigError, match="authserv_id"):
+        PolicyTester(MailAuthPlugin(), {"authserv_id": name})
+
+
+def test_a_trusted_forwarder_is_a_domain():
+    PolicyTester(
+        MailAuthPlugin(), {"trusted_arc": ["list.example", "Bücher.example", "xn--bcher-kva.example."]}
+    )
+    for wrong in ("a b", "", "*.example", "anna@list.example"):
+        with pytest.raises(ConfigError, match=r"trusted_arc\[2\]"):
+            PolicyTester(MailAuthPlugin(), {"trusted_arc": ["list.example", wrong]})
+    options = {"dmarc": "enforce", "trusted_arc": ["LIST.Example."]}
+    assert Asked(sealed(), options, sender="bounce@list.example").verdict == CONTINUE
