@@ -21,17 +21,23 @@ class Address:
     local: str
     domain: str
     unquoted: bool = field(default=False, compare=False, repr=False)
+    # As text, made once: a message on its way out is asked for it several times.
+    _text: str = field(default="", init=False, compare=False, repr=False)
 
     def __bool__(self) -> bool:
         return bool(self.local or self.domain)
 
     def __str__(self) -> str:
         """The address as it stands between ``<`` and ``>``; the local-part is quoted where it must be."""
+        if self._text:
+            return self._text
         if not self:
             return ""
         bare = _DOTS_ANYWHERE if self.unquoted else _DOT_STRING
         local = self.local if bare.fullmatch(self.local) else _quoted(self.local)
-        return f"{local}@{self.domain}" if self.domain else local
+        text = f"{local}@{self.domain}" if self.domain else local
+        object.__setattr__(self, "_text", text)
+        return text
 
     @property
     def needs_smtputf8(self) -> bool:

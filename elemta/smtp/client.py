@@ -40,6 +40,9 @@ class ClientSession:
         self._mailing = TransactionExchange(self._state)
         self._opening = ClientHandshake(self._state, self._mailing.become_ready)
         self._answerable = 0
+        self._seconds = {
+            verb: float(getattr(settings.deadlines, name)) for verb, name in _DEADLINES.items()
+        }
         opening, mailing = self._opening, self._mailing
         self._answers = {
             "": opening.greeted,
@@ -124,7 +127,7 @@ class ClientSession:
             return deadlines.block
         if not state.sent or state.phase is ClientPhase.CLOSED:
             return None
-        return float(getattr(deadlines, _DEADLINES[state.sent[0].verb]))
+        return self._seconds[state.sent[0].verb]
 
     @property
     def trace(self) -> Trace | None:
@@ -137,9 +140,11 @@ class ClientSession:
 
     def take_output(self) -> bytes:
         """All bytes to send since the last call."""
-        output = b"".join(self._state.output)
-        self._state.output.clear()
-        return output
+        pieces = self._state.output
+        if not pieces:
+            return b""
+        self._state.output = []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def start(self, transaction: ClientTransaction) -> list[Event]:
         """Hand in the next transaction; it begins once the server is ready for it."""
@@ -165,14 +170,14 @@ class ClientSession:
         try:
             for reply in state.reader.feed(data):
                 self._take(reply)
-                if self.closed:
+                if state.phase is ClientPhase.CLOSED:
                     break
         except MalformedReplyError as error:
             self._note_starttls()
             if state.awaits("MAIL") and state.results is not None:
                 # It is about this message, and no reason to leave the server alone.
                 state.results.reached = ReachedStage.ANSWERED
-            what = "no reply to AUTH" if self._opening.secret else str(error)
+            what = "no reply to AUTH" if self._opening.secrets else str(error)
             state.give_up(f"the next hop sent {what}", "4.5.0")
         return self._happened()
 
@@ -255,7 +260,7 @@ class ClientSession:
     def _take(self, reply: Reply) -> None:
         state = self._state
         state.progress += 1
-        if self._opening.secret:
+        if self._opening.secrets:
             reply = self._opening.without_secrets(reply)
         if state.trace is not None:
             state.trace.said(False, str(reply))
@@ -270,7 +275,7 @@ class ClientSession:
             state.server_closing(reply, _ABOUT.get(command.verb, command.verb))
             return
         self._answers[command.verb](command, reply)
-        if state.phase in (ClientPhase.ENVELOPE, ClientPhase.END):
+        if (state.waiting or not state.sent) and state.phase in (ClientPhase.ENVELOPE, ClientPhase.END):
             self._mailing.advance()
 
     def _unsolicited(self, reply: Reply) -> None:

@@ -14,6 +14,7 @@ from elemta.smtp.path import MAX_DOMAIN, MAX_LONG_LOCAL_PART
 # A local-part of 256 characters that are all escaped, its quotes, and a domain.
 _LONGEST_PATH = 2 * MAX_LONG_LOCAL_PART + 3 + MAX_DOMAIN
 _UNSAFE_IN_PATH = re.compile(r"[\x00-\x1f\x7f]")
+_PLAIN_PATH = re.compile(rf"[ -~]{{0,{_LONGEST_PATH}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,13 @@ class Features:
     """What a server said to EHLO or LHLO: keywords in upper case, with parameters (RFC 5321 §4.1.1.1)."""
 
     keywords: dict[str, str] = field(default_factory=dict)
+    #: The size limit that the server declares in octets; None where there is none (RFC 1870 §4).
+    max_size: int | None = field(default=None, init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        text = self.keywords.get("SIZE", "")
+        if text.isascii() and text.isdigit() and len(text) <= 20:
+            object.__setattr__(self, "max_size", int(text) or None)
 
     @classmethod
     def of(cls, lines: tuple[str, ...]) -> Features:
@@ -68,17 +76,14 @@ class Features:
         return keyword in self.keywords
 
     @property
-    def max_size(self) -> int | None:
-        """The size limit that the server declares in octets; None where there is none (RFC 1870 §4)."""
-        text = self.keywords.get("SIZE", "")
-        if not text.isascii() or not text.isdigit() or len(text) > 20:
-            return None
-        return int(text) or None
-
-    @property
     def mechanisms(self) -> frozenset[str]:
         """The SASL mechanisms that the server offers (RFC 4954 §3)."""
         return frozenset(self.keywords.get("AUTH", "").upper().split())
+
+
+def is_plain(address: Address) -> bool:
+    """Whether an address can go to any server: it can stand in a command line, and does so in ASCII."""
+    return _PLAIN_PATH.fullmatch(str(address)) is not None
 
 
 def is_sendable(address: Address) -> bool:
@@ -112,19 +117,19 @@ def offers_used(line: bytes, path: Address) -> frozenset[str]:
 
 def mail_line(transaction: ClientTransaction, features: Features, *, smtputf8: bool) -> bytes:
     """MAIL with those of its parameters that the server offers to understand."""
-    parameters = transaction.parameters
+    parameters, offered = transaction.parameters, features.keywords
     words = [f"MAIL FROM:<{transaction.sender}>"]
-    if "SIZE" in features:
+    if "SIZE" in offered:
         # RFC 1870 §5
         words.append(f"SIZE={transaction.size}")
     eight_bit = parameters.body is BodyType.EIGHT_BIT or smtputf8 or transaction.utf8_header
-    if "8BITMIME" in features and eight_bit:
+    if eight_bit and "8BITMIME" in offered:
         # RFC 6152 §2
         words.append("BODY=8BITMIME")
     if smtputf8:
         # RFC 6531 §3.4
         words.append("SMTPUTF8")
-    if "DSN" in features:
+    if "DSN" in offered:
         # RFC 3461 §4.3, §4.4
         if parameters.ret is not None:
             words.append(f"RET={parameters.ret.value}")
@@ -136,12 +141,11 @@ def mail_line(transaction: ClientTransaction, features: Features, *, smtputf8: b
 def rcpt_line(recipient: Recipient, features: Features) -> bytes:
     """RCPT with the DSN parameters where the server offers DSN."""
     words = [f"RCPT TO:<{recipient.address}>"]
-    if "DSN" in features:
+    if "DSN" in features.keywords:
         # RFC 3461 §4.1, §4.2
         if recipient.notify is not None:
             words.append(f"NOTIFY={_notify(recipient.notify)}")
-        original = _orcpt(recipient.orcpt)
-        if original:
+        if recipient.orcpt and (original := _orcpt(recipient.orcpt)):
             words.append(f"ORCPT={original}")
     return (" ".join(words) + "\r\n").encode("utf-8")
 
@@ -151,8 +155,8 @@ def _notify(notify: Notify) -> str:
     return ",".join(name for name in names if name) or "NEVER"
 
 
-def _orcpt(orcpt: str | None) -> str:
-    kind, semicolon, address = (orcpt or "").partition(";")
+def _orcpt(orcpt: str) -> str:
+    kind, semicolon, address = orcpt.partition(";")
     if not semicolon or not kind or not address or not kind.isascii() or not kind.isprintable():
         return ""
     if kind.lower() == "utf-8":

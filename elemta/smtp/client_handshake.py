@@ -29,13 +29,9 @@ class ClientHandshake:
         self._state = state
         self._ready = ready
         self._responses: deque[bytes] = deque()
-        self._secrets: tuple[str, ...] = ()
+        #: What the server says now may repeat these credentials.
+        self.secrets: tuple[str, ...] = ()
         self._may_fall_back = False
-
-    @property
-    def secret(self) -> bool:
-        """Whether what the server says now may repeat credentials."""
-        return bool(self._secrets)
 
     def greeted(self, _: SentCommand, reply: Reply) -> None:
         # RFC 5321 §4.3.2: the first digit decides.
@@ -141,7 +137,7 @@ class ClientHandshake:
         self._say(b"AUTH LOGIN\r\n")
 
     def _keep_secret(self, credentials: Credentials, response: bytes) -> None:
-        self._secrets = (response.decode(), credentials.password.decode("utf-8", "replace"))
+        self.secrets = (response.decode(), credentials.password.decode("utf-8", "replace"))
 
     def _say(self, line: bytes) -> None:
         self._state.send(SentCommand("AUTH", line))
@@ -149,7 +145,7 @@ class ClientHandshake:
     def without_secrets(self, reply: Reply) -> Reply:
         """The reply as it may be logged: there are servers that repeat what they did not understand."""
         lines = reply.lines
-        for secret in self._secrets:
+        for secret in self.secrets:
             lines = tuple(line.replace(secret, "[...]") for line in lines)
         return replace(reply, lines=lines) if lines != reply.lines else reply
 
@@ -159,7 +155,7 @@ class ClientHandshake:
             self._say(self._responses.popleft() + b"\r\n")
             return
         self._responses.clear()
-        self._secrets = ()
+        self.secrets = ()
         credentials = state.settings.credentials
         if reply.code == 235:
             # RFC 4954 §6

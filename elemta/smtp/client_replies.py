@@ -22,6 +22,12 @@ MAX_REPLY = 64 * 1024
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([\t -/:-@\[-`{-~])(.*))?\Z", re.DOTALL)
 # Inside a reply a line may begin with any text, such as a number or an address.
 _LINE_INSIDE = re.compile(rb"([2-5][0-9][0-9])(?:([-: \t])(.*))?\Z", re.DOTALL)
+# What nearly every reply is: one line of printable ASCII, well within its bounds. What this finds in it is
+# what `_line` would find.
+_PLAIN_REPLY = re.compile(
+    rb"(([2-5])[0-9][0-9]) +(?:((?=[245])\2\.[0-9]{1,3}\.[0-9]{1,3})(?: +|(?=\r?\n)))?"
+    rb"((?:[!-~][ -~]{0,1000})?)\r?\n"
+)
 # RFC 2034 §4, RFC 3463 §2
 _ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?: +|\Z)")
 
@@ -56,6 +62,13 @@ class ReplyReader:
         Raises :class:`MalformedReplyError`; the reader is of no further use then.
         """
         self._buffer += data
+        while not self._lines and (plain := _PLAIN_REPLY.match(self._buffer)) is not None:
+            self._buffer = self._buffer[plain.end() :]
+            self._size = 0
+            code, _, enhanced, text = plain.groups(b"")
+            yield Reply(int(code), str(enhanced, "ascii"), (str(text, "ascii"),))
+        if not self._buffer:
+            return
         start = 0
         while (end := self._buffer.find(b"\n", start)) >= 0:
             reply = self._line(self._buffer[start:end])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from elemta.outcome import Outcome, ReachedStage, Status
-from elemta.smtp.client_commands import ClientTransaction, Features, is_sendable
+from elemta.smtp.client_commands import ClientTransaction, Features, is_plain, is_sendable
 from elemta.smtp.events import Event
 from elemta.smtp.reply import Reply
 from elemta.value_type import value_type
@@ -27,6 +27,7 @@ class TransactionResults:
         self.transaction = transaction
         self.reached = ReachedStage.NOWHERE
         self._attempt = transaction.attempt
+        self._recipients = len(transaction.recipients)
         self._results: dict[int, Outcome] = {}
         self._accepted: list[int] = []
         # Those that wait for another envelope, with their outcomes if there is none.
@@ -37,22 +38,25 @@ class TransactionResults:
     @property
     def complete(self) -> bool:
         """Whether no recipient waits for an answer to this envelope."""
+        if len(self._results) + len(self._postponed) < self._recipients:
+            return False
         # A recipient may be in both.
-        known = len(self._results) + len(self._postponed)
-        return known >= len(self.transaction.recipients) and not self.due
+        return not self._postponed or not self.due
 
     @property
     def pending(self) -> list[int]:
         """The recipients without any result, in order."""
         return [
             index
-            for index in range(len(self.transaction.recipients))
+            for index in range(self._recipients)
             if index not in self._results and self._postponed.get(index) is None
         ]
 
     @property
     def due(self) -> list[int]:
         """The recipients without a result that this envelope is for, in order."""
+        if not self._postponed:
+            return self.pending
         return [index for index in self.pending if index not in self._postponed]
 
     @property
@@ -63,7 +67,7 @@ class TransactionResults:
     @property
     def unfinished(self) -> list[int]:
         """The recipients without a result, those that were postponed with one included, in order."""
-        return [index for index in range(len(self.transaction.recipients)) if index not in self._results]
+        return [index for index in range(self._recipients) if index not in self._results]
 
     @property
     def again(self) -> tuple[int, ...]:
@@ -73,7 +77,9 @@ class TransactionResults:
     @property
     def accepted(self) -> tuple[int, ...]:
         """The accepted recipients without a result, in order of acceptance."""
-        return tuple(i for i in self._accepted if i not in self._results)
+        if not self._results:
+            return tuple(self._accepted)
+        return tuple([index for index in self._accepted if index not in self._results])
 
     def has(self, index: int) -> bool:
         return index in self._results
@@ -92,6 +98,8 @@ class TransactionResults:
 
     def next_envelope(self) -> bool:
         """Begin with those that were postponed, if there are any."""
+        if not self._postponed:
+            return False
         self._accepted.clear()
         waiting = [index for index in self._postponed if index not in self._results]
         self._postponed.clear()
@@ -112,12 +120,18 @@ class TransactionResults:
         status = status or status_of_code
         if status is None:
             return False
+        address = self.transaction.recipients[index].address
+        try:
+            outcome = self._replied(index, reply, verb, status)
+        except Exception:
+            if status is Status.DELIVERED:
+                # It has the message, whatever is wrong with its words.
+                bare = self._attempt.outcome(address, status, reply.code, "", "", dsn_passed_on=self._dsn)
+                self._attempt.taken.setdefault(address, bare)
+            raise
         if status is Status.DELIVERED:
-            # Before anything is made of its words.
-            address = self.transaction.recipients[index].address
-            bare = self._attempt.outcome(address, status, reply.code, "", "", dsn_passed_on=self._dsn)
-            self._attempt.taken.setdefault(address, bare)
-        self._results.setdefault(index, self._replied(index, reply, verb, status))
+            self._attempt.taken.setdefault(address, outcome)
+        self._results.setdefault(index, outcome)
         return True
 
     def _replied(self, index: int, reply: Reply, verb: str, status: Status) -> Outcome:
@@ -170,16 +184,19 @@ class TransactionResults:
 
     def in_order(self) -> tuple[Outcome, ...]:
         """All outcomes, once the transaction is over."""
-        for index, outcome in self._postponed.items():
-            if outcome is not None:
-                self._results.setdefault(index, outcome)
-        return tuple(self._results[index] for index in range(len(self.transaction.recipients)))
+        if self._postponed:
+            for index, outcome in self._postponed.items():
+                if outcome is not None:
+                    self._results.setdefault(index, outcome)
+        return tuple([self._results[index] for index in range(self._recipients)])
 
     def refuse_impossible(self, features: Features) -> None:
         """Fail, untried, what can't go to a server with these features."""
-        self._dsn = "DSN" in features
+        self._dsn = "DSN" in features.keywords
         impossible = self._impossible(features)
-        if len(impossible) == len(self.transaction.recipients):
+        if not impossible:
+            return
+        if len(impossible) == self._recipients:
             # Nothing has to be asked.
             self.reached = ReachedStage.ANSWERED
         for index, (enhanced, text) in impossible.items():
@@ -189,11 +206,17 @@ class TransactionResults:
         """The recipients without a result that can't be tried, and why."""
         transaction = self.transaction
         limit = features.max_size
-        smtputf8 = "SMTPUTF8" in features
         if limit is not None and transaction.size > limit:
             # RFC 1870 §6.1: what is over the declared limit need not be tried.
             text = f"the message has {transaction.size} octets, the next hop takes {limit}"
             return dict.fromkeys(self.pending, ("5.3.4", text))
+        if not transaction.utf8_header and is_plain(transaction.sender):
+            for recipient in transaction.recipients:
+                if not is_plain(recipient.address):
+                    break
+            else:
+                return {}
+        smtputf8 = "SMTPUTF8" in features
         if not is_sendable(transaction.sender):
             return dict.fromkeys(self.pending, ("5.1.7", "the sender's address can't be sent in a command"))
         if not smtputf8 and transaction.sender.needs_smtputf8:

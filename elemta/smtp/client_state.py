@@ -102,6 +102,15 @@ class ClientState:
             self.most_recipients = number
             self.events.append(RecipientsLimited(number))
 
+    def send_waiting(self, most: int) -> None:
+        """Say what waits, until so many replies are awaited."""
+        if self.trace is None and len(self.sent) + len(self.waiting) <= most:
+            self.output.append(b"".join([command.line for command in self.waiting]))
+            self.sent.extend(self.waiting)
+            self.waiting.clear()
+        while self.waiting and len(self.sent) < most:
+            self.send(self.waiting.popleft())
+
     def send(self, command: SentCommand) -> None:
         """Say a command; its reply is awaited."""
         self.output.append(command.line)

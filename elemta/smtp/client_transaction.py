@@ -32,6 +32,9 @@ _STORAGE = re.compile(r"storage|space|disk|quota|full|size", re.IGNORECASE)
 _TOO_MANY = re.compile(r"too many (?:\w+ )?(?:recipients|rcpts?\b)|too many addressees", re.IGNORECASE)
 
 
+_DATA = SentCommand("DATA", b"DATA\r\n")
+
+
 class TransactionExchange:
     """What a client does with a server that is ready."""
 
@@ -54,7 +57,8 @@ class TransactionExchange:
 
     @property
     def _offers(self) -> Features:
-        return self._state.features.without(self._doubted)
+        features = self._state.features
+        return features.without(self._doubted) if self._doubted else features
 
     @property
     def _chunking(self) -> bool:
@@ -76,8 +80,9 @@ class TransactionExchange:
 
     def open(self, results: TransactionResults) -> None:
         """Settle what can't go to this server; send the rest its envelope."""
-        self._without_dsn.clear()
-        self._doubts_end("")
+        if self._doubted or self._last_doubt or self._without_dsn:
+            self._without_dsn.clear()
+            self._doubts_end("")
         self._full_at = self._was_full_at = 0
         self._open_envelope(results)
         self.advance()
@@ -87,31 +92,33 @@ class TransactionExchange:
         self._restarting = False
         if self._full_at:
             self._was_full_at, self._full_at = self._full_at, 0
-        results.refuse_impossible(self._offers)
+        offers = self._offers
+        results.refuse_impossible(offers)
         most = self._was_full_at or self._state.most_recipients
         for index in results.due[most:] if most else ():
             results.postpone(index)
         if not results.complete:
-            self._queue_envelope(results)
+            self._queue_envelope(results, offers)
 
-    def _queue_envelope(self, results: TransactionResults) -> None:
+    def _queue_envelope(self, results: TransactionResults, features: Features) -> None:
         transaction, due = results.transaction, results.due
-        features, waiting = self._offers, self._state.waiting
+        waiting = self._state.waiting
         recipients = [transaction.recipients[index] for index in due]
-        smtputf8 = "SMTPUTF8" in features and transaction.wants_smtputf8(recipients)
+        smtputf8 = "SMTPUTF8" in features.keywords and transaction.wants_smtputf8(recipients)
         if self._left_open:
             waiting.append(SentCommand("RSET", b"RSET\r\n"))
         waiting.append(SentCommand("MAIL", mail_line(transaction, features, smtputf8=smtputf8)))
         for index, recipient in zip(due, recipients, strict=True):
             waiting.append(SentCommand("RCPT", rcpt_line(recipient, features), (index,)))
-        if not self._chunking:
-            waiting.append(SentCommand("DATA", b"DATA\r\n"))
+        if "CHUNKING" not in features.keywords:
+            waiting.append(_DATA)
 
     def advance(self) -> None:
         """Send what may be sent now; go on to the next envelope, or settle, when no reply is due."""
         state = self._state
         while True:
-            self._send_waiting()
+            if state.waiting:
+                self._send_waiting()
             results = state.results
             if state.sent or state.waiting or state.closed:
                 return
@@ -130,12 +137,10 @@ class TransactionExchange:
 
     def _send_waiting(self) -> None:
         state = self._state
-        window = _PIPELINED if "PIPELINING" in state.features else 1
-        while state.waiting and len(state.sent) < window:
-            if state.results is None or state.results.complete:
-                state.waiting.clear()
-            else:
-                state.send(state.waiting.popleft())
+        if state.results is None or state.results.complete:
+            state.waiting.clear()
+        else:
+            state.send_waiting(_PIPELINED if "PIPELINING" in state.features.keywords else 1)
 
     def _begin_content(self, encoder: ContentEncoder | ChunkEncoder) -> None:
         self._state.phase = ClientPhase.CONTENT
@@ -176,7 +181,8 @@ class TransactionExchange:
             results.reached = ReachedStage.ANSWERED
         if reply.code // 100 == 2:
             self._left_open = True
-            self._doubts_end(self._last_doubt)
+            if self._last_doubt or self._doubted:
+                self._doubts_end(self._last_doubt)
             return
         # Without pipelining there is nothing to wait for; with it the answers to the rest are due.
         state.waiting.clear()

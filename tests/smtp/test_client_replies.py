@@ -151,3 +151,16 @@ def test_byte_by_byte_and_whole_read_the_same(noise: bytes, step: int) -> None:
     whole = read([wire])
     assert len(whole[0]) >= 1
     assert read([wire[i : i + step] for i in range(0, len(wire), step)]) == whole
+
+
+_WORDS = st.sampled_from(("250", "354", "450", " ", "  ", "-", "2.1.0", "4.1.", "3.0.0", "5.1.1234", "ok", "."))
+
+
+@given(st.sampled_from("2345"), st.lists(_WORDS, max_size=5).map("".join), st.sampled_from(("\r\n", "\n")))
+def test_a_plain_reply_means_what_any_line_means(digit: str, text: str, end: str) -> None:
+    line = f"{digit}50 {text}".encode()
+    reader = ReplyReader()
+    (reply,) = reader.feed(line + end.encode())
+    assert reader._line(line) == reply
+    # Behind a reply of several lines nothing is plain.
+    assert replies(b"250-a\r\n250 b\r\n" + line + end.encode())[-1] == reply
