@@ -8,13 +8,13 @@ value::
         return answer
 
 :func:`run` drives it and returns the value itself when nothing had to wait. :func:`then` does so for code
-that waits at one place, and takes no generator while nothing waits. ``async def`` always costs a Deferred, so
-it is for sequences that wait anyway.
+that waits at one place, and takes no generator while nothing waits. ``Deferred.fromCoroutine`` always makes a
+Deferred, so it is for sequences that wait anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeVar, cast
 
 from twisted.internet.defer import Deferred
@@ -33,8 +33,10 @@ Steps: TypeAlias = Generator[object, Any, T]
 _NOT_FIRED: Any = object()
 
 
-def run(steps: Steps[T]) -> MaybeDeferred[T]:
+def run(steps: Steps[T] | Coroutine[Deferred[Any], Any, T]) -> MaybeDeferred[T]:
     """Run ``steps`` to their end; return their value, or a Deferred of it from the first wait on.
+
+    A coroutine is run in the same way.
 
     A yielded Deferred that failed raises its exception at the ``yield``. An exception that ``steps`` let
     through is raised here when nothing had to wait, and fails the Deferred otherwise. To cancel the Deferred
@@ -151,7 +153,7 @@ class _WaitingSteps(Generic[T]):
 
     __slots__ = ("_arrived", "_awaited", "_steps", "ended", "failure", "result", "value")
 
-    def __init__(self, steps: Steps[T]) -> None:
+    def __init__(self, steps: Steps[T] | Coroutine[Deferred[Any], Any, T]) -> None:
         self._steps = steps
         self._awaited: Deferred[Any] | None = None
         self._arrived: Any = None

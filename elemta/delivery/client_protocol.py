@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from elemta.conversation_trace import ConversationTrace
+from elemta.deferred_value import run
 from elemta.delivery.movable_deadline import MovableDeadline
 from elemta.delivery.next_hop import IPAddress
 from elemta.delivery.next_hop_state import (
@@ -256,36 +257,42 @@ class NextHopConnection(Protocol):
     # The session speaks
 
     def _act(self, events: list[Event]) -> None:
-        done = False
-        for event in events:
-            done = done or type(event) is TransactionDone
         try:
             self._follow(events)
         except Exception:
             self._log_internal_error()
             self.cut()
-        if done:
-            # Last of all: the caller that waits for it may send again, or close.
-            self._settle(self._session.outcomes)
+        for event in events:
+            if type(event) is TransactionDone:
+                # Last of all: the caller that waits for it may send again, or close.
+                self._settle(self._session.outcomes)
+                break
 
     def _follow(self, events: list[Event]) -> None:
         for event in events:
-            if isinstance(event, ContentWanted):
+            kind = type(event)
+            if kind is ContentWanted:
                 self._start_content()
-            elif isinstance(event, StartTLS):
-                self._start_tls()
-            elif isinstance(event, OfferRefused):
-                self._note_refused(event)
-            elif isinstance(event, RecipientsLimited):
-                self.most_recipients = event.number
-            elif isinstance(event, CredentialsRefused):
-                self._log_login_refused(event)
-            elif isinstance(event, Hangup):
+            elif kind is Hangup:
                 self._hang_up()
                 break
+            elif kind is not TransactionDone:
+                self._note(event)
         else:
             self._flush()
-            self._go_on()
+            if self._may_go_on is not None:
+                self._go_on()
+
+    def _note(self, event: Event) -> None:
+        """What happens to a connection, and not with each message."""
+        if isinstance(event, StartTLS):
+            self._start_tls()
+        elif isinstance(event, OfferRefused):
+            self._note_refused(event)
+        elif isinstance(event, RecipientsLimited):
+            self.most_recipients = event.number
+        elif isinstance(event, CredentialsRefused):
+            self._log_login_refused(event)
 
     def _flush(self) -> None:
         if self._wire is not None and (output := self._session.take_output()):
@@ -385,7 +392,14 @@ class NextHopConnection(Protocol):
     # The content
 
     def _start_content(self) -> None:
-        Deferred.fromCoroutine(self._send_content()).addErrback(self._content_failed)
+        try:
+            waits = run(self._send_content())
+        except Exception:
+            self._content_failed(Failure())
+        else:
+            # What is in memory and small is sent by now.
+            if waits is not None:
+                waits.addErrback(self._content_failed)
 
     def _content_failed(self, failure: Failure) -> None:
         if failure.check(SpoolError, OSError) is None:
@@ -403,9 +417,6 @@ class NextHopConnection(Protocol):
         size = self._transaction.size
         content = await self._open_content()
         try:
-            if self._wire is not None and not self._session.closed:
-                self._flow = next_flow(self._flow, FlowChange.BEGIN)
-                self._wire.registerProducer(self, True)
             sent = 0
             stored = content.seek(0, os.SEEK_END)
             content.seek(0)
@@ -418,6 +429,7 @@ class NextHopConnection(Protocol):
                 if sent >= size:
                     # The end goes with it: one packet less, and for a small message one wait less.
                     break
+                self._begin_producing()
                 self._flush()
                 if self._is_kept:
                     self._may_go_on = Deferred()
@@ -433,6 +445,13 @@ class NextHopConnection(Protocol):
         self._end_producing()
         self._session.end_content()
         self._flush()
+
+    def _begin_producing(self) -> None:
+        if self._session.closed or self._wire is None:
+            return
+        if self._flow in (ContentFlow.NONE, ContentFlow.HELD_BACK):
+            self._flow = next_flow(self._flow, FlowChange.BEGIN)
+            self._wire.registerProducer(self, True)
 
     def _end_producing(self) -> None:
         if self._flow in (ContentFlow.FLOWING, ContentFlow.PAUSED) and self._wire is not None:

@@ -26,7 +26,6 @@ from elemta.outcome import Attempt, LocalFault, Outcome, Status
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.runtime import Runtime, WorkerPool
 from elemta.runtime.fast_logger import FastLogger
-from elemta.spool import Content
 from elemta.spool.records import QueuedMessage
 
 _log = FastLogger()
@@ -152,7 +151,7 @@ class Transports:
         return attempt.same_for_all(everyone, Status.DEFERRED, "4.3.0", text, local=LocalFault.NONE)
 
     async def _read(self, content: BinaryIO) -> bytes:
-        if isinstance(content, Content) and content.in_memory:
+        if getattr(content, "in_memory", False):
             return content.read(_CHUNK)
         return await self._pool.call(content.read, _CHUNK)
 

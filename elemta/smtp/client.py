@@ -170,7 +170,7 @@ class ClientSession:
         try:
             for reply in state.reader.feed(data):
                 self._take(reply)
-                if state.phase is ClientPhase.CLOSED:
+                if self._state.phase is ClientPhase.CLOSED:
                     break
         except MalformedReplyError as error:
             self._note_starttls()

@@ -75,36 +75,36 @@ class Content(io.RawIOBase):
         super().close()
 
 
+class MemoryContent(io.BytesIO):
+    """A content that never waits for a disk; it shares the octets that it is made of."""
+
+    in_memory = True
+
+
 class RecentContents:
     """Small contents by queue id, at most so many octets in all; the oldest are dropped first."""
 
     def __init__(self, octets: int) -> None:
         self._space = octets
-        self._contents: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()
+        self._contents: OrderedDict[str, bytes] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._contents)
 
     def add(self, queue_id: str, header: bytes, body: bytes) -> None:
         """Keep the content of a message that is on stable storage."""
-        self._space -= len(header) + len(body)
-        self._contents[queue_id] = (header, body)
+        content = self._contents[queue_id] = header + body
+        self._space -= len(content)
         while self._space < 0:
-            self._forget(*self._contents.popitem(last=False)[1])
+            self._space += len(self._contents.popitem(last=False)[1])
 
-    def find(self, queue_id: str) -> Content | None:
+    def find(self, queue_id: str) -> MemoryContent | None:
         """The content, if it is here."""
         found = self._contents.get(queue_id)
-        if found is None:
-            return None
-        header, body = found
-        return Content(header, io.BytesIO(body), len(body))
+        return None if found is None else MemoryContent(found)
 
     def discard(self, queue_id: str) -> None:
         """An attempt was made, or the message is gone: a later attempt reads it from the disk."""
         found = self._contents.pop(queue_id, None)
         if found is not None:
-            self._forget(*found)
-
-    def _forget(self, header: bytes, body: bytes) -> None:
-        self._space += len(header) + len(body)
+            self._space += len(found)

@@ -109,8 +109,8 @@ class QueueLookups:
 
     async def open_content(self, queue_id: str) -> BinaryIO:
         """The message as it is sent on, header block and body: a seekable binary file with a ``size``."""
-        recent = self._recent.find(queue_id)
-        return cast(BinaryIO, recent or await self._read(self._queries.content, queue_id))
+        recent: BinaryIO | None = self._recent.find(queue_id)
+        return cast(BinaryIO, await self._read(self._queries.content, queue_id)) if recent is None else recent
 
     async def show(self, queue_id: str) -> MessageRecord:
         """All that is known of a message but its content. UnknownMessage."""
