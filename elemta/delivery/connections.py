@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -65,16 +66,16 @@ class Connections:
         """How many connections are open, resting ones included."""
         return self.pool.open
 
-    async def send(
+    def send(
         self, hop: NextHop, transaction: ClientTransaction, open_content: OpenContent
-    ) -> tuple[Outcome, ...]:
+    ) -> Coroutine[Any, Any, tuple[Outcome, ...]]:
         """Send a transaction to the first candidate that takes it. Does not raise for anything of the peers.
 
         What the first server that answered for the message said makes the outcomes; those before it were not
         to be had. That server may be tried once more, in another way, for recipients that it refused for
         the way. ``open_content`` is called once for each envelope.
         """
-        return await _Sending(self, hop, transaction, open_content).run()
+        return _Sending(self, hop, transaction, open_content).run()
 
     def reconfigure(self, settings: DeliverySettings) -> None:
         """Use these settings from now on; no connection that is open now gets another message."""
@@ -135,7 +136,16 @@ class _Sending:
         # The wait for a connection does not count.
         self._attempt.begin()
         try:
-            sent = await self._with_claimed(claimed)
+            sent = None
+            if isinstance(claimed, ConnectionSlot):
+                self._slot = claimed
+            else:
+                self._metrics.connections.labels("reused").inc()
+                sent = await self._over(claimed, reused=True)
+            if sent is None:
+                # A kept one was dead before it took a word: that is no attempt yet.
+                self._refusal = None
+                sent = await self._anew()
             return self._excuse_destination(sent) if self._hop.terms.chosen else sent
         finally:
             if self._slot is not None:
@@ -149,18 +159,6 @@ class _Sending:
             else outcome
             for outcome in sent
         )
-
-    async def _with_claimed(self, claimed: PooledConnection | ConnectionSlot) -> tuple[Outcome, ...]:
-        if isinstance(claimed, ConnectionSlot):
-            self._slot = claimed
-            return await self._anew()
-        self._metrics.connections.labels("reused").inc()
-        sent = await self._over(claimed, reused=True)
-        if sent is None:
-            # It was dead before it took a word: that is no attempt yet.
-            self._refusal = None
-            sent = await self._anew()
-        return sent
 
     async def _anew(self) -> tuple[Outcome, ...]:
         """Try one candidate after the other over new connections."""

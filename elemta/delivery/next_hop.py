@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 from elemta.config import RouteTLS
@@ -51,6 +51,16 @@ class NextHop:
     works: LocalFault = LocalFault.NONE
     by_route: bool = False
     terms: ConnectionTerms = DEFAULT_TERMS
+    #: What a connection has to have in common with this, to be one for this message.
+    requirements: tuple[object, ...] = field(init=False, compare=False, repr=False)
+    #: Where such a connection may lead: host (or the path of a socket) and port.
+    places: tuple[tuple[str, int], ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        requirements = (self.route, self.destination, self.lmtp, self.tls, self.credentials, self.terms)
+        places = tuple([(each.host, each.port) for each in self.candidates]) or ((self.path, 0),)
+        object.__setattr__(self, "requirements", requirements)
+        object.__setattr__(self, "places", places)
 
 
 def hop_of(route: NextHopRoute) -> NextHop:

@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from elemta.deferred_value import value_of
 from elemta.delivery.client_protocol import NextHopConnection
+from elemta.delivery.movable_deadline import MovableDeadline
 from elemta.delivery.next_hop import NextHop
 from elemta.delivery.outbound_limits import LOOK_AGAIN, Permit, Throttled, log_not_released
 from elemta.delivery.settings import DeliverySettings
@@ -23,9 +24,6 @@ from elemta.metrics import DeliveryMetrics
 _TURN = 10
 # How long goodbyes may take at a stop.
 _QUIT_SECONDS = 2.0
-
-
-Terms = tuple[object, ...]
 
 
 class PooledConnection:
@@ -41,33 +39,35 @@ class PooledConnection:
         place: tuple[str, int],
         slot: ConnectionSlot,
         generation: int,
+        clock: IReactorTime,
     ) -> None:
         self.connection = connection
         self.slot: ConnectionSlot | None = slot
         self.generation = generation
-        self.timer: IDelayedCall | None = None
+        #: Whether it waits for a message.
+        self.resting = False
         self.is_gone = False
         self.place = place
-        self.terms = _requirements(hop)
+        self.requirements = hop.requirements
+        self._rest = MovableDeadline(clock)
         self._closing: list[Deferred[None]] = []
-
-    @property
-    def resting(self) -> bool:
-        """Whether it waits for a message."""
-        return self.timer is not None
 
     def leads_to(self, hop: NextHop) -> bool:
         """Whether a message for this hop may go here: the same place on the same terms."""
-        return self.terms == _requirements(hop) and self.place in _places(hop)
+        return self.requirements == hop.requirements and self.place in hop.places
 
-    def stop_timer(self) -> None:
+    def rest(self, seconds: float) -> None:
+        """Wait for a message, so long."""
+        self.resting = True
+        self._rest.set(seconds, self.quit)
+
+    def end_rest(self) -> None:
         """It is about to get a message, or to close."""
-        if self.timer is not None and self.timer.active():
-            self.timer.cancel()
-        self.timer = None
+        self.resting = False
+        self._rest.clear()
 
     def quit(self) -> None:
-        self.stop_timer()
+        self.end_rest()
         self.connection.quit()
 
     def take_slot(self) -> ConnectionSlot | None:
@@ -87,17 +87,11 @@ class PooledConnection:
     def gone(self) -> None:
         """The connection is gone, and the pool knows."""
         self.is_gone = True
+        self.resting = False
+        self._rest.stop()
         closing, self._closing = self._closing, []
         for closed in closing:
             closed.callback(None)
-
-
-def _places(hop: NextHop) -> list[tuple[str, int]]:
-    return [(each.host, each.port) for each in hop.candidates] or [(hop.path, 0)]
-
-
-def _requirements(hop: NextHop) -> Terms:
-    return (hop.route, hop.destination, hop.lmtp, hop.tls, hop.credentials, hop.terms)
 
 
 class Gate(Protocol):
@@ -157,7 +151,7 @@ class ConnectionPool:
             host.watch(self)
         self._slots: ConnectionSlots[PooledConnection] = ConnectionSlots(clock, settings.max_per_destination)
         self._open: dict[PooledConnection, None] = {}
-        self._by_terms: dict[Terms, dict[PooledConnection, None]] = {}
+        self._alike: dict[tuple[object, ...], dict[PooledConnection, None]] = {}
         self._generation = 0
 
     @property
@@ -179,7 +173,7 @@ class ConnectionPool:
         """
         resting = self._resting_for(hop)
         if resting is not None:
-            resting.stop_timer()
+            resting.end_rest()
             return resting
         if self._slots.is_full(hop.route, hop.destination, hop.max_connections):
             self._close_idle(hop)
@@ -234,19 +228,19 @@ class ConnectionPool:
                 kept.quit()
                 return
 
-    def _is_over_for_others(self, slot: ConnectionSlot, served: int) -> bool:
+    def _is_over_for_others(self, host: HostSlots, slot: ConnectionSlot, served: int) -> bool:
         """Whether another worker is to have this connection's place now."""
-        if self._host is None or not self._host.is_wanted(slot.route, slot.destination):
+        if not host.is_wanted(slot.route, slot.destination):
             return False
         return served % _TURN == 0 or not self._slots.has_waiters(slot)
 
     def _resting_for(self, hop: NextHop) -> PooledConnection | None:
         """A connection that rests and leads to the hop: to the first of its candidates that has one."""
-        same_terms = self._by_terms.get(_requirements(hop))
-        if not same_terms:
+        alike = self._alike.get(hop.requirements)
+        if not alike:
             return None
-        for place in _places(hop):
-            for kept in same_terms:
+        for place in hop.places:
+            for kept in alike:
                 if kept.resting and kept.place == place:
                     return kept
         return None
@@ -278,9 +272,9 @@ class ConnectionPool:
         self, connection: NextHopConnection, hop: NextHop, place: tuple[str, int], slot: ConnectionSlot
     ) -> PooledConnection:
         """Take a new connection in, for a message that comes now."""
-        kept = PooledConnection(connection, hop, place, slot, self._generation)
+        kept = PooledConnection(connection, hop, place, slot, self._generation, self._clock)
         self._open[kept] = None
-        self._by_terms.setdefault(kept.terms, {})[kept] = None
+        self._alike.setdefault(kept.requirements, {})[kept] = None
         self._metrics.connections.labels("opened").inc()
         self._metrics.connections_open.inc()
         connection.closed.addCallback(self._closed, kept)
@@ -288,11 +282,11 @@ class ConnectionPool:
 
     def _closed(self, _: None, kept: PooledConnection) -> None:
         del self._open[kept]
-        same_terms = self._by_terms[kept.terms]
-        del same_terms[kept]
-        if not same_terms:
-            del self._by_terms[kept.terms]
-        kept.stop_timer()
+        alike = self._alike[kept.requirements]
+        del alike[kept]
+        if not alike:
+            del self._alike[kept.requirements]
+        kept.resting = False
         self._metrics.connections_open.dec()
         if kept.slot is not None:
             self.release(kept.slot)
@@ -321,18 +315,20 @@ class ConnectionPool:
         if (
             kept.generation != self._generation
             or served >= self._settings.messages_per_connection
-            or self._is_over_for_others(kept.slot, served)
+            or (self._host is not None and self._is_over_for_others(self._host, kept.slot, served))
         ):
             kept.quit()
-        elif self._pass_on(kept, kept.slot, served):
-            pass
-        elif self._slots.has_waiters(kept.slot):
-            kept.quit()
-        else:
-            # To the end of the line: the connection that rests longest is closed first.
-            del self._open[kept]
-            self._open[kept] = None
-            kept.timer = self._clock.callLater(self._settings.keep_idle, kept.quit)
+            return
+        if self._slots.wait_for(kept.slot.route):
+            if self._pass_on(kept, kept.slot, served):
+                return
+            if self._slots.has_waiters(kept.slot):
+                kept.quit()
+                return
+        # To the end of the line: the connection that rests longest is closed first.
+        del self._open[kept]
+        self._open[kept] = None
+        kept.rest(self._settings.keep_idle)
 
     def _pass_on(self, kept: PooledConnection, slot: ConnectionSlot, served: int) -> bool:
         turn_is_over = served % _TURN == 0 and self._slots.others_wait(slot)

@@ -146,6 +146,10 @@ class ConnectionSlots(Generic[T]):
                 return True
         return False
 
+    def wait_for(self, route: str) -> bool:
+        """Whether deliveries wait for a connection of the route, whatever their destinations."""
+        return bool(self._lines[route].waiting)
+
     def has_waiters(self, slot: ConnectionSlot) -> bool:
         """Whether a delivery would get a connection if this slot were released."""
         waiting = self._lines[slot.route].waiting

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from elemta.delivery.connections import Connections
@@ -15,16 +15,32 @@ from elemta.outcome import Outcome
 from elemta.smtp.client_commands import ClientTransaction
 
 
+# Policies may choose a new route for each message.
+_MOST_HOPS = 1000
+
+
 class SmtpTransport(Transport):
     """Delivers over connections that are kept and counted; see :mod:`elemta.delivery.connections`."""
 
     def __init__(self, services: TransportServices) -> None:
         self._connections = services.connections
+        # By the identity of the route, which is kept beside its hop.
+        self._hops: dict[int, tuple[NextHopRoute, NextHop]] = {}
 
-    async def deliver(
+    def deliver(
         self, message: MessageToDeliver[NextHopRoute], recipients: Sequence[Recipient]
-    ) -> Sequence[Outcome]:
-        return await send(self._connections, message, recipients, hop_of(message.route))
+    ) -> Coroutine[Any, Any, Sequence[Outcome]]:
+        return send(self._connections, message, recipients, self._hop_of(message.route))
+
+    def _hop_of(self, route: NextHopRoute) -> NextHop:
+        known = self._hops.get(id(route))
+        if known is not None:
+            return known[1]
+        if len(self._hops) >= _MOST_HOPS:
+            self._hops.clear()
+        hop = hop_of(route)
+        self._hops[id(route)] = (route, hop)
+        return hop
 
 
 async def send(
