@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elemta.address import Address
 from elemta.bounded_map import BoundedMap
 from elemta.delivery.delivery_record import (
     DeliveredRecorder,
@@ -121,7 +122,8 @@ class AttemptRunner:
     async def _carry(self, message: QueuedMessage, ways: SortedRecipients) -> None:
         if not self._queue.settled:
             raise SpoolError("the spool can't be written, so that nothing may be delivered")
-        go = await self._acquire(message, ways)
+        counts = self._limits is not None and self._limits.counts
+        go = await self._acquire(message, ways) if counts else FREE
         if go is None:
             return
         began = (self._destinations.epoch(message.destination), self._clock.seconds())
@@ -153,11 +155,12 @@ class AttemptRunner:
                 for each in done
             ]
             rest = tuple(each for each in carried if each.recipient not in done)
+        owed: Collection[Address] = ()
         try:
             # Before metrics, policies and the sender learn of it, and before anything else that may fail.
             if delivered:
                 try:
-                    await self._delivered.record(message, delivered)
+                    owed = await self._delivered.record(message, delivered)
                 except SpoolError:
                     raise
                 except Exception:
@@ -166,14 +169,15 @@ class AttemptRunner:
                         event="delivery.record_failed",
                         queue_id=message.queue_id,
                     )
-                    await self._delivered.record(message, delivered)
+                    owed = await self._delivered.record(message, delivered)
         finally:
             tried = [outcome for outcome in rest if outcome.reached is not ReachedStage.NOTHING_FREE]
             self._tell(message, (*delivered, *tried))
-            await self._give_back(go, sent=bool(delivered) or furthest(carried) is ReachedStage.ANSWERED)
+            if go.receipts:
+                await self._give_back(go, sent=bool(delivered) or furthest(carried) is ReachedStage.ANSWERED)
         if self.abandoned:
             return  # the rest begins anew after the next start, which also tells of what was delivered
-        if delivered:
+        if owed:
             await self._notices.send(message, delivered)
         await self._record_rest(message, ways, carried, rest, began)
 
@@ -210,7 +214,7 @@ class AttemptRunner:
         began: tuple[int, float],
     ) -> None:
         """Record the outcomes of the recipients to which it did not deliver, if there are any."""
-        kept = _kept_waiting(message, ways, self._clock.seconds())
+        kept = _kept_waiting(message, ways, self._clock.seconds()) if ways.waiting else ()
         if furthest(carried) is ReachedStage.NOTHING_FREE:
             self._destinations.put_back(message, self._clock.seconds() + _NOTHING_FREE)
             if self._is_too_old(message):
@@ -222,7 +226,7 @@ class AttemptRunner:
 
     async def _give_back(self, go: Permit, *, sent: bool) -> None:
         """Give back what an attempt held of the outbound limits. A failure is logged, and nothing more."""
-        if self._limits is None or not go.receipts:
+        if self._limits is None:
             return
         try:
             await _maybe_later(self._limits.done(go, sent=sent))

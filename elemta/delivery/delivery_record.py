@@ -26,6 +26,8 @@ Taken = dict[Address, Outcome]
 def delivered_of(outcomes: Sequence[Outcome], taken: Mapping[Address, Outcome]) -> list[Outcome]:
     """The outcomes of all recipients that got the message: also where the outcome was lost here."""
     delivered = [outcome for outcome in outcomes if outcome.status is Status.DELIVERED]
+    if [*taken.values()] == delivered:
+        return delivered
     known = {outcome.recipient for outcome in delivered}
     delivered += [outcome for address, outcome in taken.items() if address not in known]
     return delivered
@@ -33,15 +35,28 @@ def delivered_of(outcomes: Sequence[Outcome], taken: Mapping[Address, Outcome]) 
 
 def rest_of(outcomes: Sequence[Outcome], delivered: Sequence[Outcome]) -> tuple[Outcome, ...]:
     """The outcomes of all others."""
+    for outcome in outcomes:
+        if outcome.status is not Status.DELIVERED:
+            break
+    else:
+        return ()
     done = {outcome.recipient for outcome in delivered}
     return tuple(outcome for outcome in outcomes if outcome.recipient not in done)
+
+
+_NONE: frozenset[Address] = frozenset()
 
 
 def owes(message: QueuedMessage, delivered: Sequence[Outcome]) -> frozenset[Address]:
     """Those recipients of whose delivery the sender wants to hear, from us."""
     if not message.envelope.sender:
         return frozenset()
-    asked = {each.address for each in message.pending if each.notify and Notify.SUCCESS in each.notify}
+    asked: set[Address] = set()
+    for each in message.pending:
+        if each.notify is not None and Notify.SUCCESS in each.notify:
+            asked.add(each.address)
+    if not asked:
+        return _NONE
     # RFC 3461 §5.2.1: the host that took over the request for a notice answers it.
     return frozenset(
         each.recipient for each in delivered if not each.dsn_passed_on and each.recipient in asked
@@ -70,7 +85,9 @@ async def settle_surely(
 
     SpoolError: they are not stored yet; the spool keeps them. To record an outcome twice changes nothing.
     """
-    await let_observers_keep(queue, message, _ended(outcomes, hold_reason))
+    observer = getattr(queue, "observer", None)
+    if observer is not None and observer.keeps:
+        await let_observers_keep(queue, message, _ended(outcomes, hold_reason))
     for left in reversed(range(_TRIES)):
         try:
             await queue.settle(
@@ -94,7 +111,8 @@ async def settle_surely(
                 queue_id=message.queue_id,
             )
         else:
-            tell_ended(queue, message, _ended(outcomes, hold_reason))
+            if observer is not None and observer.tells_end:
+                tell_ended(queue, message, _ended(outcomes, hold_reason))
             return
 
 
@@ -180,23 +198,28 @@ class DeliveredRecorder:
 
     def end(self, message: QueuedMessage) -> None:
         """The attempt is over; what it noted stays until it is recorded."""
-        if not self._taken.get(message.key):
-            self._taken.pop(message.key, None)
+        if message.key in self._taken and not self._taken[message.key]:
+            del self._taken[message.key]
 
     def is_waiting(self, message: QueuedMessage) -> bool:
         """Whether something was delivered of the part and could not be recorded."""
-        return bool(self._taken.get(message.key))
+        return message.key in self._taken and bool(self._taken[message.key])
 
-    async def record(self, message: QueuedMessage, delivered: Sequence[Outcome]) -> None:
-        """Record deliveries before any report of them. SpoolError: they are kept, there or here."""
+    async def record(self, message: QueuedMessage, delivered: Sequence[Outcome]) -> Collection[Address]:
+        """Record deliveries before any report of them; gives those of which the sender has still to hear.
+
+        SpoolError: they are kept, there or here.
+        """
+        owed = _owes(message, delivered)
         try:
-            await settle_surely(self._queue, message, delivered, owes=_owes(message, delivered))
+            await settle_surely(self._queue, message, delivered, owes=owed)
         except SpoolError:
             # A spool that trusts its disk and has nothing left to write has not kept this either.
             if not self._queue.settled:
                 self._taken.pop(message.key, None)
             raise
         self._taken.pop(message.key, None)
+        return owed
 
     async def record_waiting(self, message: QueuedMessage) -> None:
         """Try again what could not be recorded."""

@@ -95,17 +95,15 @@ class Destination:
     @property
     def capacity(self) -> int:
         """How many parts may wait in memory."""
-        return 1 if self.failures else min(max(4 * self.window, 8), 500)
+        if self.failures:
+            return 1
+        capacity = 4 * self.window
+        return 8 if capacity < 8 else 500 if capacity > 500 else capacity
 
     @property
     def needs_more(self) -> bool:
         """Whether there should soon be more of it in memory."""
         return self.waiting <= self.capacity // 2 and not self.loading
-
-    @property
-    def limit(self) -> int:
-        """How many may be under way: one, as a probe, where the destination was down."""
-        return 1 if self.failures else self.window
 
     def is_shut(self, now: float) -> bool:
         """Whether nothing in this destination is attempted now."""

@@ -12,10 +12,11 @@ from math import inf
 
 from elemta.delivery.destination import FIRST_WINDOW, MOST_BROKEN_OFF, Destination, Key
 from elemta.delivery.destination_table import DestinationTable, enough_space
-from elemta.delivery.rings import Ring
+from elemta.delivery.rings import Ring, Standing
 from elemta.outcome import Outcome
 from elemta.spool.records import DestinationDue, QueuedMessage
 
+_STANDINGS = len(Standing)
 # Parts of a destination that are tried while it is brought forward.
 _MOST_TRIED = 1000
 
@@ -158,16 +159,14 @@ class Destinations(DestinationTable):
         """
         for _ in self._rings:
             ring = self._rings[self._next_ring]
-            self._next_ring = (self._next_ring + 1) % len(self._rings)
-            if ring.turns and self._may_start_in(ring, free):
+            self._next_ring = (self._next_ring + 1) % _STANDINGS
+            if ring.turns and (ring is self._known or self._may_start_in(ring, free)):
                 destination = ring.next(now, free)
                 if destination is not None:
                     return self._start(destination)
         return None
 
     def _may_start_in(self, ring: Ring, free: int) -> bool:
-        if ring is self._known:
-            return True
         if ring is self._unknown:
             return self.free_for_unknown(free) > 0
         return len(self._probing) <= free // 3
@@ -178,11 +177,12 @@ class Destinations(DestinationTable):
 
     def _start(self, destination: Destination) -> QueuedMessage:
         message = destination.pop()
-        destination.ring.waiting -= 1
-        if destination.ring is self._failing:
+        ring = destination.ring
+        ring.waiting -= 1
+        if ring is self._failing:
             self._probing.add(destination.name)
-        if destination.waiting:
-            destination.ring.join(destination)
+        if destination.waiting and destination not in ring.turns:
+            ring.join(destination)
         self._schedule(destination)
         return message
 
@@ -197,10 +197,11 @@ class Destinations(DestinationTable):
         self._probing.discard(destination.name)
         if not known:
             self._release(destination, message)
-        if destination.waiting:
+        if destination.waiting and destination not in destination.ring.turns:
             destination.ring.join(destination)
         self._schedule(destination)
-        self._tidy(destination)
+        if not destination.known:
+            self._tidy(destination)
 
     def release(self, message: QueuedMessage, when: float) -> None:
         """A part that was finished as known may be taken up from the spool then."""

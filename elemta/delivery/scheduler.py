@@ -279,10 +279,14 @@ class DeliveryScheduler(Service):
 
     def _arm(self, when: float | None = None) -> None:
         """Look into the queue when the next destination has something, and now and then in any case."""
-        if not self.running or self._looking or not self._queue.settled:
+        if not self.running or self._looking:
+            return
+        wake = self._destinations.next_due() if when is None else when
+        if wake == inf and self._timer is not None and self._timer.active():
+            return  # it is not later than the longest time between two looks
+        if not self._queue.settled:
             return
         now = self._time.seconds()
-        wake = self._destinations.next_due() if when is None else when
         wake = min(max(wake, now, self._rests_until), now + self._settings.poll)
         if self._timer is not None and self._timer.active():
             if self._timer.getTime() <= self._runtime.monotonic() + wake - now:

@@ -83,13 +83,15 @@ class Transports:
         else this gives or raises.
         """
         most = self._settings.max_recipients
+        if len(ways) == 1:
+            for route, recipients in ways.items():
+                if len(recipients) <= most:
+                    return await self._deliver_part(message, route, recipients, taken)
         parts = [
             (route, recipients[start : start + most])
             for route, recipients in ways.items()
             for start in range(0, len(recipients), most)
         ]
-        if len(parts) == 1:
-            return await self._deliver_part(message, *parts[0], taken)
         # All of them have to be over: what one takes after the attempt ended is not recorded.
         done: list[Outcome] = []
         broken: Failure | None = None
@@ -157,8 +159,11 @@ class Transports:
 
     def tell(self, message: QueuedMessage, outcomes: Iterable[Outcome]) -> None:
         """Report attempts to metrics, policies and the log. Does not raise: each has its own failures."""
+        tells = [self._tell_log, self._tell_metrics]
+        if self._hooks is not None and self._hooks.tells:
+            tells.append(self._tell_policies)
         for outcome in outcomes:
-            for tell in (self._tell_log, self._tell_metrics, self._tell_policies):
+            for tell in tells:
                 try:
                     tell(message, outcome)
                 except Exception:
@@ -174,7 +179,7 @@ class Transports:
         self._metrics.duration.labels(outcome.route, status).observe(outcome.seconds)
 
     def _tell_policies(self, message: QueuedMessage, outcome: Outcome) -> None:
-        if self._hooks is not None and self._hooks.tells:
+        if self._hooks is not None:
             self._hooks.attempted(outcome, message.envelope)
 
     def _tell_log(self, message: QueuedMessage, outcome: Outcome) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from elemta.address import Address
@@ -163,15 +163,15 @@ class QueuedMessage:
     part: int = 0
     destination: str = ""
     warned: bool = False
+    #: What names the part: its message's queue id and its number.
+    key: tuple[str, int] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.envelope.queue_id, self.part))
 
     @property
     def queue_id(self) -> str:
         return self.envelope.queue_id
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """What names the part: its message's queue id and its number."""
-        return self.envelope.queue_id, self.part
 
 
 @dataclass(frozen=True, slots=True)
