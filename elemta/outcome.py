@@ -192,6 +192,14 @@ class Attempt:
         )
 
 
+def all_delivered(outcomes: Iterable[Outcome]) -> bool:
+    """Whether every recipient has the message."""
+    for outcome in outcomes:  # noqa: SIM110 - for each message: `all` makes a generator
+        if outcome.status is not Status.DELIVERED:
+            return False
+    return True
+
+
 def furthest(outcomes: Iterable[Outcome]) -> ReachedStage:
     """How far an attempt came, by the outcomes of its recipients."""
     found = ReachedStage.NOTHING_FREE

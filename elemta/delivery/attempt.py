@@ -94,30 +94,27 @@ class AttemptRunner:
         hold. Any other exception: that could not be recorded either.
         """
         try:
-            await self._make(message)
+            if self._delivered.is_waiting(message):
+                await self._delivered.record_waiting(message)
+                # What is left of it is in the spool.
+                self._destinations.due_at(message.destination, self._clock.seconds())
+                return
+            if self._expiry.gives_up(message):
+                return
+            ways = await self._ways.sort(message)
+            if ways.elsewhere:
+                await self._move(message, ways.elsewhere)
+            elif message.destination == HELD and ways.here:
+                await self._hold(message, [route.hold_reason for route in ways.here])
+            elif ways.here:
+                await self._carry(message, ways)
+            else:
+                await self._record(message, _kept_waiting(message, ways, self._clock.seconds()), None)
         except SpoolError:
             raise
         except Exception as error:
             await self._record_anyhow(message, self._delivered.outcomes(message), error)
             self._delivered.forget(message)
-
-    async def _make(self, message: QueuedMessage) -> None:
-        if self._delivered.is_waiting(message):
-            await self._delivered.record_waiting(message)
-            # What is left of it is in the spool.
-            self._destinations.due_at(message.destination, self._clock.seconds())
-            return
-        if self._expiry.gives_up(message):
-            return
-        ways = await self._ways.sort(message)
-        if ways.elsewhere:
-            await self._move(message, ways.elsewhere)
-        elif message.destination == HELD and ways.here:
-            await self._hold(message, [route.hold_reason for route in ways.here])
-        elif ways.here:
-            await self._carry(message, ways)
-        else:
-            await self._record(message, _kept_waiting(message, ways, self._clock.seconds()), None)
 
     async def _carry(self, message: QueuedMessage, ways: SortedRecipients) -> None:
         if not self._queue.settled:
@@ -171,7 +168,7 @@ class AttemptRunner:
                     )
                     owed = await self._delivered.record(message, delivered)
         finally:
-            tried = [outcome for outcome in rest if outcome.reached is not ReachedStage.NOTHING_FREE]
+            tried = [each for each in rest if each.reached is not ReachedStage.NOTHING_FREE] if rest else ()
             self._tell(message, (*delivered, *tried))
             if go.receipts:
                 await self._give_back(go, sent=bool(delivered) or furthest(carried) is ReachedStage.ANSWERED)

@@ -269,17 +269,19 @@ class NextHopConnection(Protocol):
                 break
 
     def _follow(self, events: list[Event]) -> None:
+        flushed = False
         for event in events:
             kind = type(event)
             if kind is ContentWanted:
-                self._start_content()
+                flushed = self._start_content()
             elif kind is Hangup:
                 self._hang_up()
                 break
             elif kind is not TransactionDone:
                 self._note(event)
         else:
-            self._flush()
+            if not flushed:
+                self._flush()
             if self._may_go_on is not None:
                 self._go_on()
 
@@ -297,7 +299,7 @@ class NextHopConnection(Protocol):
     def _flush(self) -> None:
         if self._wire is not None and (output := self._session.take_output()):
             write_at_once(self._wire, output)
-        awaited = (self._session.progress, self._session.deadline)
+        awaited = self._session.awaited
         if awaited != self._awaited:
             self._awaited = awaited
             self._deadline.set(awaited[1], self._too_late)
@@ -391,15 +393,17 @@ class NextHopConnection(Protocol):
 
     # The content
 
-    def _start_content(self) -> None:
+    def _start_content(self) -> bool:
+        """Send the content; whether all of it is sent by now, as what is in memory and small is."""
         try:
             waits = run(self._send_content())
         except Exception:
             self._content_failed(Failure())
-        else:
-            # What is in memory and small is sent by now.
-            if waits is not None:
-                waits.addErrback(self._content_failed)
+            return False
+        if waits is None:
+            return True
+        waits.addErrback(self._content_failed)
+        return False
 
     def _content_failed(self, failure: Failure) -> None:
         if failure.check(SpoolError, OSError) is None:

@@ -20,7 +20,7 @@ from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, NoSlotError
 from elemta.dns.system_names import AddressResolver
 from elemta.metrics import DeliveryMetrics
-from elemta.outcome import LocalFault, Outcome, ReachedStage, Status, furthest
+from elemta.outcome import LocalFault, Outcome, ReachedStage, Status, all_delivered, furthest
 from elemta.smtp.client_commands import ClientTransaction
 
 _log = Logger()
@@ -237,9 +237,10 @@ class _Sending:
         sent = await connection.send(self._transaction, self._open_content)
         answered = furthest(sent) is ReachedStage.ANSWERED
         self._remember(kept, answered=answered)
-        other_way = await self._other_way(kept, sent) if answered else None
-        if other_way is not None:
-            return await self._by_other_way(kept, sent, *other_way)
+        if answered and not all_delivered(sent):
+            other_way = await self._other_way(kept, sent)
+            if other_way is not None:
+                return await self._by_other_way(kept, sent, *other_way)
         # What is wrong with our credentials is so with every address, and may lock the account.
         if answered or connection.login_refused:
             try:
@@ -261,17 +262,20 @@ class _Sending:
     def _remember(self, kept: PooledConnection, *, answered: bool) -> None:
         """Note what the server has shown of itself."""
         connection, memory = kept.connection, self._dialling.memory
-        for keyword in sorted(connection.offers_refused):
-            memory.refuses(kept.place, keyword)
+        if connection.offers_refused:
+            for keyword in sorted(connection.offers_refused):
+                memory.refuses(kept.place, keyword)
         if connection.most_recipients:
             memory.takes_recipients(kept.place, connection.most_recipients)
         if connection.starttls_refused:
             self._dialling.remember_no_tls(kept.place)
-        # What the route does not believe may be believed by another route to the same place.
-        if answered and not self._hop.terms.ignored:
-            memory.offers(kept.place, connection.features)
+        features = connection.features
+        # It says so once. What the route does not believe may be believed by another route to the same place.
+        if answered and kept.noted is not features and not self._hop.terms.ignored:
+            kept.noted = features
+            memory.offers(kept.place, features)
             if self._hop.destination:
-                memory.domain_offers(self._hop.destination, connection.features)
+                memory.domain_offers(self._hop.destination, features)
 
     async def _other_way(
         self, kept: PooledConnection, sent: tuple[Outcome, ...]

@@ -12,7 +12,7 @@ from elemta.address import Address
 from elemta.delivery.queue import DeliveryQueue
 from elemta.envelope import Notify, Recipient
 from elemta.errors import SpoolError
-from elemta.outcome import Outcome, Status
+from elemta.outcome import Outcome, Status, all_delivered
 from elemta.spool.records import HoldCause, QueuedMessage
 
 _log = Logger()
@@ -35,10 +35,7 @@ def delivered_of(outcomes: Sequence[Outcome], taken: Mapping[Address, Outcome]) 
 
 def rest_of(outcomes: Sequence[Outcome], delivered: Sequence[Outcome]) -> tuple[Outcome, ...]:
     """The outcomes of all others."""
-    for outcome in outcomes:
-        if outcome.status is not Status.DELIVERED:
-            break
-    else:
+    if all_delivered(outcomes):
         return ()
     done = {outcome.recipient for outcome in delivered}
     return tuple(outcome for outcome in outcomes if outcome.recipient not in done)

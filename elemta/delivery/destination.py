@@ -178,8 +178,8 @@ class Destination:
         line = self._deferred if deferred else self._active
         self._deferred_next = not deferred
         turn, _, _, message = line.pop(0)
-        if line is self._active:
-            self._served = max(self._served, turn)
+        if line is self._active and turn > self._served:
+            self._served = turn
         self.waiting -= 1
         self.under_way += 1
         return message

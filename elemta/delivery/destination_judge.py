@@ -13,7 +13,7 @@ from elemta.delivery.local_faults import broke_off, lacking, working
 from elemta.delivery.routes import LOCAL
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.shared_outages import SharedOutages
-from elemta.outcome import Outcome, ReachedStage, Status, furthest
+from elemta.outcome import LocalFault, Outcome, ReachedStage, Status, all_delivered, furthest
 from elemta.runtime import SteadyWall
 
 _log = Logger()
@@ -97,10 +97,10 @@ class DestinationJudge:
 
     def _note_answer(self, destination: str, carried: Sequence[Outcome], now: float) -> None:
         works = working(carried)
-        if works:
+        if works is not LocalFault.NONE:
             names_known = self._destinations.is_answering(destination)
             self._early_probes.answered(works, now, names_known=names_known)
-        delivered = any(outcome.status is Status.DELIVERED for outcome in carried)
+        delivered = all_delivered(carried) or any(outcome.status is Status.DELIVERED for outcome in carried)
         if self._destinations.answered(destination, now, delivered=delivered):
             self._early_probes.forget(destination)
             if self._outages is not None:

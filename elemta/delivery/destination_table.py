@@ -175,8 +175,7 @@ class DestinationTable:
     # Inside
 
     def _destination(self, name: str) -> Destination:
-        destination = self._destinations.get(name)
-        return self._new_destination(name) if destination is None else destination
+        return self._destinations[name] if name in self._destinations else self._new_destination(name)
 
     def _new_destination(self, name: str) -> Destination:
         limit = self._limit(name)
@@ -229,7 +228,8 @@ class DestinationTable:
         if destination.push(message) is not None:
             destination.ring.waiting -= 1
             destination.due = min(destination.due, now)
-        destination.ring.join(destination)
+        if destination not in destination.ring.turns:
+            destination.ring.join(destination)
 
     def _space(self, ring: Ring) -> int:
         """How many more parts of these destinations may wait in memory."""

@@ -194,7 +194,8 @@ class Destinations(DestinationTable):
         """A part is not under way any more. ``known``: it must not be taken up again yet, see `release`."""
         destination = self._destination(message.destination)
         destination.under_way -= 1
-        self._probing.discard(destination.name)
+        if self._probing:
+            self._probing.discard(destination.name)
         if not known:
             self._release(destination, message)
         if destination.waiting and destination not in destination.ring.turns:
@@ -222,10 +223,11 @@ class Destinations(DestinationTable):
         """A destination took a message, or at least answered for it; whether it had been down."""
         destination = self._destination(name)
         destination.last_success = now
-        self._remember_answer(destination)
+        if destination.name not in self._answered or destination.ring is self._unknown:
+            self._remember_answer(destination)
         destination.broken_off = 0
-        if delivered:
-            destination.window = min(destination.window + 1, destination.most)
+        if delivered and destination.window < destination.most:
+            destination.window += 1
         if not destination.failures:
             return False
         self._open(destination)

@@ -67,7 +67,7 @@ class ExpiryScanner:
 
     def attempted(self, message: QueuedMessage) -> None:
         """An attempt for the message is over, so that what was read of it before is no longer so."""
-        if message.key not in self._at_work:
+        if (self._notifying or self._giving_up) and message.key not in self._at_work:
             self._notifying.discard(message.key)
             self._giving_up.discard(message.key)
         if self._walking:

@@ -114,8 +114,9 @@ _CLOSING = 421
 
 def broke_off(outcomes: Iterable[Outcome]) -> bool:
     """Whether the next hop was there, and for no recipient was there any word about it or the message."""
-    return all(
-        outcome.status is Status.DEFERRED
-        and (outcome.code == _CLOSING or (not outcome.code and outcome.enhanced == _BROKEN_OFF))
-        for outcome in outcomes
-    )
+    for outcome in outcomes:
+        if outcome.status is not Status.DEFERRED:
+            return False
+        if outcome.code != _CLOSING and (outcome.code or outcome.enhanced != _BROKEN_OFF):
+            return False
+    return True

@@ -33,7 +33,7 @@ class MovableDeadline:
         self._late = late
         self._at = inf if seconds is None else self._clock.seconds() + seconds
         timer = self._timer
-        if seconds is None or (timer is not None and timer.getTime() <= self._at):
+        if seconds is None or (timer is not None and self._due <= self._at):
             return
         if timer is not None:
             timer.cancel()

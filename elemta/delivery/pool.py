@@ -19,6 +19,7 @@ from elemta.delivery.shared_outages import HostOutages
 from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
 from elemta.limits.store import MaybeLater
 from elemta.metrics import DeliveryMetrics
+from elemta.smtp.client_commands import Features
 
 # Messages in a row for one destination on one connection while others of the route wait for theirs.
 _TURN = 10
@@ -38,6 +39,7 @@ class PooledConnection:
         hop: NextHop,
         place: tuple[str, int],
         slot: ConnectionSlot,
+        *,
         generation: int,
         clock: IReactorTime,
     ) -> None:
@@ -49,6 +51,8 @@ class PooledConnection:
         self.is_gone = False
         self.place = place
         self.requirements = hop.requirements
+        #: What the next hop offers, once that is remembered for others.
+        self.noted: Features | None = None
         self._rest = MovableDeadline(clock)
         self._closing: list[Deferred[None]] = []
 
@@ -272,7 +276,7 @@ class ConnectionPool:
         self, connection: NextHopConnection, hop: NextHop, place: tuple[str, int], slot: ConnectionSlot
     ) -> PooledConnection:
         """Take a new connection in, for a message that comes now."""
-        kept = PooledConnection(connection, hop, place, slot, self._generation, self._clock)
+        kept = PooledConnection(connection, hop, place, slot, generation=self._generation, clock=self._clock)
         self._open[kept] = None
         self._alike.setdefault(kept.requirements, {})[kept] = None
         self._metrics.connections.labels("opened").inc()

@@ -178,11 +178,15 @@ class Router:
         that one with a new answer every time does not keep mail going round.
         """
         ways = SortedRecipients()
-        settled = self._settled.pop((message.queue_id, message.destination), {})
+        settled: dict[Recipient, Route] = {}
+        if self._settled:
+            settled = self._settled.pop((message.queue_id, message.destination), {})
         for recipient in message.pending:
-            route = settled.get(recipient)
+            route = settled.get(recipient) if settled else None
+            if route is None and self._choose is not None:
+                route = await self._choose(message.envelope, recipient)
             if route is None:
-                route = await self._route(message.envelope, recipient)
+                route = self.routes.route(recipient.address)
             if isinstance(route, WaitRoute):
                 ways.waiting.append((recipient, route))
                 continue
@@ -197,10 +201,6 @@ class Router:
                 for recipient in recipients:
                     self._settle(message.queue_id, message.destination, recipient, route)
         return ways
-
-    async def _route(self, envelope: Envelope, recipient: Recipient) -> Route:
-        chosen = None if self._choose is None else await self._choose(envelope, recipient)
-        return self.routes.route(recipient.address) if chosen is None else chosen
 
     def _settle(self, queue_id: str, destination: str, recipient: Recipient, route: Route) -> None:
         if self._choose is None:

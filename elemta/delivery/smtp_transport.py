@@ -14,7 +14,6 @@ from elemta.message.header_reader import header_size
 from elemta.outcome import Outcome
 from elemta.smtp.client_commands import ClientTransaction
 
-
 # Policies may choose a new route for each message.
 _MOST_HOPS = 1000
 

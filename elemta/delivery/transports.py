@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.python.failure import Failure
@@ -74,19 +74,24 @@ class Transports:
         """Whether all attempts in a destination wait for a limit on open connections."""
         return self._connections.pool.is_kept_from(destination)
 
-    async def deliver(
+    def deliver(
         self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]], taken: Taken
-    ) -> tuple[Outcome, ...]:
+    ) -> Coroutine[Any, Any, tuple[Outcome, ...]]:
         """Try each of these recipients once. What goes wrong here defers.
 
         ``taken`` gets the recipients that have the message, the moment that is known: it counts, whatever
         else this gives or raises.
         """
-        most = self._settings.max_recipients
         if len(ways) == 1:
-            for route, recipients in ways.items():
-                if len(recipients) <= most:
-                    return await self._deliver_part(message, route, recipients, taken)
+            ((route, recipients),) = ways.items()
+            if len(recipients) <= self._settings.max_recipients:
+                return self._deliver_part(message, route, recipients, taken)
+        return self._deliver_parts(message, ways, taken)
+
+    async def _deliver_parts(
+        self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]], taken: Taken
+    ) -> tuple[Outcome, ...]:
+        most = self._settings.max_recipients
         parts = [
             (route, recipients[start : start + most])
             for route, recipients in ways.items()
@@ -174,9 +179,9 @@ class Transports:
                     )
 
     def _tell_metrics(self, _: QueuedMessage, outcome: Outcome) -> None:
-        status = outcome.status.value
-        self._metrics.attempts.labels(outcome.route, status).inc()
-        self._metrics.duration.labels(outcome.route, status).observe(outcome.seconds)
+        # A label takes an enum as it is.
+        self._metrics.attempts.labels(outcome.route, outcome.status).inc()
+        self._metrics.duration.labels(outcome.route, outcome.status).observe(outcome.seconds)
 
     def _tell_policies(self, message: QueuedMessage, outcome: Outcome) -> None:
         if self._hooks is not None:

@@ -183,10 +183,14 @@ class LogObserver:
 
     def _record(self, event: LogEvent, level: str) -> Record:
         name = event.get("event")
+        if type(name) is str and len(name) <= MAX_VALUE:
+            shown: Any = name
+        else:
+            shown = _plain(name) if name is not None else _event_name(event)
         record: Record = {
             "time": self._timestamp(event.get("log_time")),
             "level": level,
-            "event": _plain(name) if name is not None else _event_name(event),
+            "event": shown,
             "node_id": self._node_id,
             "message": _message(event),
         }
@@ -199,7 +203,12 @@ class LogObserver:
             if _SHOWN[key] is not _Shown.AS_IT_IS:
                 if _SHOWN[key] is _Shown.HIDDEN:
                     record[key] = "[not logged]"
-            elif value is None or kind is int or (kind is str and len(value) <= MAX_VALUE):
+            elif (
+                value is None
+                or kind is int
+                or (kind is str and len(value) <= MAX_VALUE)
+                or (kind is float and value - value == 0.0)  # no infinity, and no NaN
+            ):
                 # Nearly every value, as it is: `_plain` would come to the same in ten times as long.
                 record[key] = value
             elif ours or isinstance(value, str | int | float):

@@ -40,9 +40,7 @@ class ClientSession:
         self._mailing = TransactionExchange(self._state)
         self._opening = ClientHandshake(self._state, self._mailing.become_ready)
         self._answerable = 0
-        self._seconds = {
-            verb: float(getattr(settings.deadlines, name)) for verb, name in _DEADLINES.items()
-        }
+        self._seconds = {verb: float(getattr(settings.deadlines, name)) for verb, name in _DEADLINES.items()}
         opening, mailing = self._opening, self._mailing
         self._answers = {
             "": opening.greeted,
@@ -128,6 +126,11 @@ class ClientSession:
         if not state.sent or state.phase is ClientPhase.CLOSED:
             return None
         return self._seconds[state.sent[0].verb]
+
+    @property
+    def awaited(self) -> tuple[int, float | None]:
+        """The progress, and the deadline: while both stay the same, the deadline does not move."""
+        return self._state.progress, self.deadline
 
     @property
     def trace(self) -> Trace | None:

@@ -34,6 +34,15 @@ class ClientTransaction:
     utf8_header: bool = False
     attempt: Attempt = field(default_factory=Attempt, compare=False)
 
+    def is_plain(self) -> bool:
+        """Whether its addresses and its header can go to any server."""
+        if self.utf8_header or not _is_plain(self.sender):
+            return False
+        for recipient in self.recipients:  # noqa: SIM110 - for each message: `all` makes a generator
+            if not _is_plain(recipient.address):
+                return False
+        return True
+
     def wants_smtputf8(self, recipients: Iterable[Recipient]) -> bool:
         """Whether the message goes to these recipients by SMTPUTF8 where that is offered."""
         return (
@@ -81,8 +90,8 @@ class Features:
         return frozenset(self.keywords.get("AUTH", "").upper().split())
 
 
-def is_plain(address: Address) -> bool:
-    """Whether an address can go to any server: it can stand in a command line, and does so in ASCII."""
+def _is_plain(address: Address) -> bool:
+    # It can stand in a command line, and does so in ASCII.
     return _PLAIN_PATH.fullmatch(str(address)) is not None
 
 

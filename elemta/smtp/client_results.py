@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from elemta.outcome import Outcome, ReachedStage, Status
-from elemta.smtp.client_commands import ClientTransaction, Features, is_plain, is_sendable
+from elemta.smtp.client_commands import ClientTransaction, Features, is_sendable
 from elemta.smtp.events import Event
 from elemta.smtp.reply import Reply
 from elemta.value_type import value_type
@@ -210,12 +210,8 @@ class TransactionResults:
             # RFC 1870 §6.1: what is over the declared limit need not be tried.
             text = f"the message has {transaction.size} octets, the next hop takes {limit}"
             return dict.fromkeys(self.pending, ("5.3.4", text))
-        if not transaction.utf8_header and is_plain(transaction.sender):
-            for recipient in transaction.recipients:
-                if not is_plain(recipient.address):
-                    break
-            else:
-                return {}
+        if transaction.is_plain():
+            return {}
         smtputf8 = "SMTPUTF8" in features
         if not is_sendable(transaction.sender):
             return dict.fromkeys(self.pending, ("5.1.7", "the sender's address can't be sent in a command"))

@@ -8,11 +8,18 @@ envelope is sent again; once the end of the message was sent, nothing is sent ag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from elemta.address import Address
 from elemta.outcome import ReachedStage, Status
-from elemta.smtp.client_commands import Features, mail_line, named_offers, offers_used, rcpt_line
+from elemta.smtp.client_commands import (
+    ClientTransaction,
+    Features,
+    mail_line,
+    named_offers,
+    offers_used,
+    rcpt_line,
+)
 from elemta.smtp.client_content import ChunkEncoder, ContentEncoder
 from elemta.smtp.client_results import ContentWanted, Ready, TransactionResults
 from elemta.smtp.client_state import ClientPhase, ClientState, SentCommand
@@ -94,14 +101,16 @@ class TransactionExchange:
             self._was_full_at, self._full_at = self._full_at, 0
         offers = self._offers
         results.refuse_impossible(offers)
+        due = results.due
         most = self._was_full_at or self._state.most_recipients
-        for index in results.due[most:] if most else ():
-            results.postpone(index)
-        if not results.complete:
-            self._queue_envelope(results, offers)
+        if most and due[most:]:
+            for index in due[most:]:
+                results.postpone(index)
+            due = due[:most]
+        if due:
+            self._queue_envelope(results.transaction, due, offers)
 
-    def _queue_envelope(self, results: TransactionResults, features: Features) -> None:
-        transaction, due = results.transaction, results.due
+    def _queue_envelope(self, transaction: ClientTransaction, due: Sequence[int], features: Features) -> None:
         waiting = self._state.waiting
         recipients = [transaction.recipients[index] for index in due]
         smtputf8 = "SMTPUTF8" in features.keywords and transaction.wants_smtputf8(recipients)
@@ -152,7 +161,7 @@ class TransactionExchange:
         state = self._state
         state.progress += 1
         encoded = self._encoder.encode(chunk)
-        if isinstance(self._encoder, ContentEncoder):
+        if type(self._encoder) is ContentEncoder:
             state.output.append(encoded)
         elif encoded:
             state.send(SentCommand("BDAT", encoded))

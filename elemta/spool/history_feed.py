@@ -122,7 +122,8 @@ def keep_discarded(history: MessageHistory | None, queue_id: str, size: int, sub
 
 def _event_of(operation: Operation) -> HistoryEvent | None:
     if isinstance(operation, DeliveryResult):
-        if not operation.recorded and operation.hold_reason is None:
+        held = operation.hold_reason
+        if not operation.recorded and held is None:
             return None
         return Attempted(
             operation.key,
@@ -131,8 +132,8 @@ def _event_of(operation: Operation) -> HistoryEvent | None:
             operation.recorded,
             operation.before,
             operation.retry_at,
-            operation.hold_reason,
-            operation.hold.name.lower(),
+            held,
+            "" if held is None else operation.hold.name.lower(),
         )
     if isinstance(operation, NewMessage):
         return _accepted(operation)

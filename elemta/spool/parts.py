@@ -84,6 +84,9 @@ class StoredMessage:
 
     def positions(self, address: Address) -> list[int]:
         """Where the address stands among the recipients: more than once if the client named it twice."""
+        if len(self.recipients) == 1:
+            (only,) = self.recipients
+            return [0] if only[0] == address.local and only[1] == address.domain else []
         if self._places is None:
             self._places = {}
             for place, parts in enumerate(self.recipients):
@@ -100,8 +103,9 @@ class StoredMessage:
     @property
     def undeliverable(self) -> int:
         """The space that the message takes as an undeliverable notice on hold; 0 where it is none."""
-        if any(part.hold is HoldCause.UNDELIVERABLE and not part.gone for part in self.parts):
-            return space_of(self.size, len(self.recipients))
+        for part in self.parts:
+            if part.hold is HoldCause.UNDELIVERABLE and not part.gone:
+                return space_of(self.size, len(self.recipients))
         return 0
 
     @property
@@ -179,9 +183,10 @@ def settle(message: StoredMessage, settlement: DeliveryResult) -> None:
             recorded.append((outcome, counted))
         if outcome.status is Status.DEFERRED and settlement.retry_at is not None:
             wait.update(positions)
-    for part in list(message.parts):
-        if settlement.part is None or settlement.part == part.number:
-            _let_wait(message, part, settlement, wait)
+    if settlement.warned or keep_failed or settlement.retry_at is not None:
+        for part in list(message.parts):
+            if settlement.part is None or settlement.part == part.number:
+                _let_wait(message, part, settlement, wait)
     message.conclude()
 
 
@@ -228,15 +233,10 @@ def _record(
     finished = status is Status.DELIVERED or (status is Status.FAILED and not keep_failed)
     if finished:
         message.finished.add(position)
-    said = (
-        status.value,
-        outcome.code,
-        storable(outcome.enhanced),
-        storable(outcome.text),
-        storable(outcome.route),
-        storable(outcome.next_hop),
-        outcome.at,
-    )
+    texts = (outcome.enhanced, outcome.text, outcome.route, outcome.next_hop)
+    if not "".join(texts).isascii():
+        texts = (storable(texts[0]), storable(texts[1]), storable(texts[2]), storable(texts[3]))
+    said = (status.value, outcome.code, *texts, outcome.at)
     owed = 0
     if status is Status.DELIVERED and outcome.recipient in owes:
         owed = OWED_FINAL if outcome.final else OWED_RELAYED

@@ -93,9 +93,9 @@ def apply(
     new: list[NewMessage] = []
     others: list[_Other] = []
     for operation in operations:
-        if isinstance(operation, NewMessage):
+        if type(operation) is NewMessage:
             new.append(operation)
-        else:
+        elif not isinstance(operation, NewMessage):
             others.append(operation)
     payments: dict[Operation, Operation] = {each.pays: each for each in new if each.pays is not None}
     others.extend(each.pays for each in new if each.pays is not None)
@@ -116,15 +116,15 @@ def apply(
 
 
 def _carry_out(message: StoredMessage | None, operation: _Other) -> SpoolError | None:
-    if isinstance(operation, OperatorChange):
+    # Of one that is gone there is nothing more to say.
+    if type(operation) is DeliveryResult:
+        if message is not None:
+            settle(message, operation)
+    elif isinstance(operation, OperatorChange):
         return change(message, operation)
-    if isinstance(operation, Payment):
+    elif isinstance(operation, Payment):
         return pay(message, operation)
-    if message is None:
-        return None
-    if isinstance(operation, DeliveryResult):
-        settle(message, operation)
-    else:
+    elif isinstance(operation, Assignment) and message is not None:
         assign(message, operation)
     return None
 
@@ -233,14 +233,12 @@ def _load(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Stor
 
 
 def _are_recipients(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(parts, list) and len(parts) >= 2 and type(parts[0]) is type(parts[1]) is str
-            for parts in value
-        )
-    )
+    if type(value) is not list or not value:
+        return False
+    for parts in value:
+        if type(parts) is not list or len(parts) < 2 or not (type(parts[0]) is type(parts[1]) is str):
+            return False
+    return True
 
 
 def _are_places(text: str | None) -> bool:

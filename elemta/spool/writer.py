@@ -404,7 +404,7 @@ class QueueWriter:
         self.close()
 
     def _remember(self, batch: Batch) -> None:
-        touched = {operation.key for operation in batch.operations if not isinstance(operation, NewMessage)}
+        touched = {operation.key for operation in batch.operations if type(operation) is not NewMessage}
         self._durable_sample = [key for key in self._durable_sample if key not in touched]
         if batch.broken is not None:
             return
@@ -420,7 +420,7 @@ class QueueWriter:
 
 
 def _new(operations: Iterable[Operation]) -> list[NewMessage]:
-    return [operation for operation in operations if isinstance(operation, NewMessage)]
+    return [operation for operation in operations if type(operation) is NewMessage]
 
 
 def _settlements(operations: Iterable[Operation]) -> list[DeliveryResult]:
@@ -429,4 +429,4 @@ def _settlements(operations: Iterable[Operation]) -> list[DeliveryResult]:
 
 def _written(operation: Operation) -> int:
     """About what an operation adds to the log: a change rewrites the pages that it touches."""
-    return operation.cost + (0 if isinstance(operation, NewMessage) else 2 * _PAGE)
+    return operation.cost + (0 if type(operation) is NewMessage else 2 * _PAGE)

@@ -153,7 +153,9 @@ def test_byte_by_byte_and_whole_read_the_same(noise: bytes, step: int) -> None:
     assert read([wire[i : i + step] for i in range(0, len(wire), step)]) == whole
 
 
-_WORDS = st.sampled_from(("250", "354", "450", " ", "  ", "-", "2.1.0", "4.1.", "3.0.0", "5.1.1234", "ok", "."))
+_WORDS = st.sampled_from(
+    ("250", "354", "450", " ", "  ", "-", "2.1.0", "4.1.", "3.0.0", "5.1.1234", "ok", ".")
+)
 
 
 @given(st.sampled_from("2345"), st.lists(_WORDS, max_size=5).map("".join), st.sampled_from(("\r\n", "\n")))
