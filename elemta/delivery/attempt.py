@@ -212,7 +212,7 @@ class AttemptRunner:
     ) -> None:
         """Record the outcomes of the recipients to which it did not deliver, if there are any."""
         kept = _kept_waiting(message, ways, self._clock.seconds()) if ways.waiting else ()
-        if furthest(carried) is ReachedStage.NOTHING_FREE:
+        if rest and furthest(carried) is ReachedStage.NOTHING_FREE:
             self._destinations.put_back(message, self._clock.seconds() + _NOTHING_FREE)
             if self._is_too_old(message):
                 await self._record(message, (*rest, *kept), None)

@@ -13,7 +13,7 @@ from elemta.delivery.client_protocol import NextHopConnection, OpenContent, Read
 from elemta.delivery.dialer import Dialer, place_of
 from elemta.delivery.happy_eyeballs import NextHopUnreachableError
 from elemta.delivery.hop_memory import HopMemory, Place
-from elemta.delivery.local_faults import ON_A_KEPT_CONNECTION, all_local, of_route
+from elemta.delivery.local_faults import all_local, of_route
 from elemta.delivery.next_hop import Candidate, IPAddress, NextHop
 from elemta.delivery.pool import ConnectionPool, Gate, HostSlots, PooledConnection
 from elemta.delivery.settings import DeliverySettings
@@ -233,11 +233,12 @@ class _Sending:
         connection = kept.connection
         attempt = self._attempt
         attempt.next_hop = connection.name
-        attempt.works = ON_A_KEPT_CONNECTION[self._hop.works] if reused else self._hop.works
+        attempt.works = self._hop.works_when_kept if reused else self._hop.works
         sent = await connection.send(self._transaction, self._open_content)
-        answered = furthest(sent) is ReachedStage.ANSWERED
+        delivered = all_delivered(sent)
+        answered = delivered or furthest(sent) is ReachedStage.ANSWERED
         self._remember(kept, answered=answered)
-        if answered and not all_delivered(sent):
+        if answered and not delivered:
             other_way = await self._other_way(kept, sent)
             if other_way is not None:
                 return await self._by_other_way(kept, sent, *other_way)

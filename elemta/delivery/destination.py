@@ -105,6 +105,11 @@ class Destination:
         """Whether there should soon be more of it in memory."""
         return self.waiting <= self.capacity // 2 and not self.loading
 
+    @property
+    def limit(self) -> int:
+        """How many may be under way: one, as a probe, where the destination was down."""
+        return 1 if self.failures else self.window
+
     def is_shut(self, now: float) -> bool:
         """Whether nothing in this destination is attempted now."""
         return self.shut_until > now or self.failures > 0

@@ -76,6 +76,9 @@ class DestinationJudge:
         if destination == LOCAL:
             return None
         now = self._clock.seconds()
+        if all_delivered(carried):
+            self._note_answer(destination, carried, now, delivered=True)
+            return None
         if furthest(carried) is ReachedStage.NOWHERE:
             down = self._destinations.failed(destination, epoch, started)
         elif broke_off(carried):
@@ -83,7 +86,8 @@ class DestinationJudge:
                 destination, epoch, started
             )
         else:
-            self._note_answer(destination, carried, now)
+            delivered = any(outcome.status is Status.DELIVERED for outcome in carried)
+            self._note_answer(destination, carried, now, delivered=delivered)
             return None
         if down:
             answered_before = self._destinations.answered_before(destination)
@@ -95,12 +99,13 @@ class DestinationJudge:
         # While an operator has paused the destination, its back-off goes on.
         return found.shut_until if found.shut_until < inf else found.regular_probe
 
-    def _note_answer(self, destination: str, carried: Sequence[Outcome], now: float) -> None:
+    def _note_answer(
+        self, destination: str, carried: Sequence[Outcome], now: float, *, delivered: bool
+    ) -> None:
         works = working(carried)
         if works is not LocalFault.NONE:
             names_known = self._destinations.is_answering(destination)
             self._early_probes.answered(works, now, names_known=names_known)
-        delivered = all_delivered(carried) or any(outcome.status is Status.DELIVERED for outcome in carried)
         if self._destinations.answered(destination, now, delivered=delivered):
             self._early_probes.forget(destination)
             if self._outages is not None:

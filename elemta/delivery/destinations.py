@@ -181,7 +181,9 @@ class Destinations(DestinationTable):
         ring.waiting -= 1
         if ring is self._failing:
             self._probing.add(destination.name)
-        if destination.waiting and destination not in ring.turns:
+        # With as many under way as may be it has no turn before one of them is over.
+        may_go_on = destination.waiting and destination.under_way < destination.limit
+        if may_go_on and destination not in ring.turns:
             ring.join(destination)
         self._schedule(destination)
         return message

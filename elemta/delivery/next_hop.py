@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from elemta.config import RouteTLS
 from elemta.delivery.connection_terms import DEFAULT_TERMS, ConnectionTerms
-from elemta.delivery.local_faults import works_by_host
+from elemta.delivery.local_faults import ON_A_KEPT_CONNECTION, works_by_host
 from elemta.delivery.routes import NextHopRoute
 from elemta.outcome import LocalFault
 from elemta.smtp.sasl import Credentials
@@ -51,6 +51,8 @@ class NextHop:
     works: LocalFault = LocalFault.NONE
     by_route: bool = False
     terms: ConnectionTerms = DEFAULT_TERMS
+    #: The same for an answer over a connection that was kept.
+    works_when_kept: LocalFault = field(init=False, compare=False, repr=False)
     #: What a connection has to have in common with this, to be one for this message.
     requirements: tuple[object, ...] = field(init=False, compare=False, repr=False)
     #: Where such a connection may lead: host (or the path of a socket) and port.
@@ -59,6 +61,7 @@ class NextHop:
     def __post_init__(self) -> None:
         requirements = (self.route, self.destination, self.lmtp, self.tls, self.credentials, self.terms)
         places = tuple([(each.host, each.port) for each in self.candidates]) or ((self.path, 0),)
+        object.__setattr__(self, "works_when_kept", ON_A_KEPT_CONNECTION[self.works])
         object.__setattr__(self, "requirements", requirements)
         object.__setattr__(self, "places", places)
 

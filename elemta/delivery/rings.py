@@ -83,9 +83,11 @@ class Ring:
         turns = self.turns
         for _ in range(len(turns)):
             destination, _ = turns.popitem(last=False)
-            # One, as a probe, where the destination was down.
-            limit = 1 if destination.failures else destination.window
-            if destination.waiting and destination.shut_until <= now and destination.under_way < limit:
+            if (
+                destination.waiting
+                and destination.shut_until <= now
+                and destination.under_way < destination.limit
+            ):
                 if destination.under_way <= free:
                     return destination
                 turns[destination] = None

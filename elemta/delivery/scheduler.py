@@ -260,20 +260,17 @@ class DeliveryScheduler(Service):
 
     # When the spool can't write
 
-    def _may_start(self) -> bool:
-        """Whether what comes of an attempt could be written: a delivery without a record is made again."""
-        settled = self._queue.settled
-        if settled == self._stopped_by_spool:
-            self._stopped_by_spool = not settled
-            if settled:
-                _log.info("the spool can be written; deliveries go on", event="delivery.resumed")
-            else:
-                _log.warn(
-                    "the spool can't be written; no delivery begins before it can",
-                    event="delivery.stopped_by_spool",
-                    under_way=len(self._under_way),
-                )
-        return settled
+    def _note_settled(self, settled: bool) -> None:
+        """What comes of an attempt can be written now, or not: one without a record is made again."""
+        self._stopped_by_spool = not settled
+        if settled:
+            _log.info("the spool can be written; deliveries go on", event="delivery.resumed")
+        else:
+            _log.warn(
+                "the spool can't be written; no delivery begins before it can",
+                event="delivery.stopped_by_spool",
+                under_way=len(self._under_way),
+            )
 
     # What is due
 
@@ -407,9 +404,12 @@ class DeliveryScheduler(Service):
             self._arm()
 
     def _start_some(self, most: int) -> None:
-        now = self._time.seconds()
-        if not self._may_start():
+        settled = self._queue.settled
+        if settled is self._stopped_by_spool:
+            self._note_settled(settled)
+        if not settled:
             return
+        now = self._time.seconds()
         for _ in range(most):
             free = self._settings.max_messages - len(self._under_way)
             message = self._destinations.take(now, free) if free > 0 and self.running else None

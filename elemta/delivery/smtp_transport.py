@@ -42,25 +42,31 @@ class SmtpTransport(Transport):
         return hop
 
 
-async def send(
+def send(
+    connections: Connections, message: MessageToDeliver[Any], recipients: Sequence[Recipient], hop: NextHop
+) -> Coroutine[Any, Any, tuple[Outcome, ...]]:
+    """Send a message to a next hop."""
+    if message.envelope.parameters.smtputf8:
+        return _send_utf8(connections, message, recipients, hop)
+    return connections.send(hop, _transaction(message, recipients), message.open_content)
+
+
+async def _send_utf8(
     connections: Connections, message: MessageToDeliver[Any], recipients: Sequence[Recipient], hop: NextHop
 ) -> tuple[Outcome, ...]:
-    """Send a message to a next hop."""
-    envelope = message.envelope
-    utf8_header = False
-    if envelope.parameters.smtputf8:
-        with await message.open_content() as content:
-            head = await connections.read(content)
-        utf8_header = not head[: header_size(head)].isascii()
-    transaction = ClientTransaction(
-        envelope.sender,
-        tuple(recipients),
-        envelope.parameters,
-        envelope.size,
-        utf8_header,
-        message.attempt,
-    )
+    with await message.open_content() as content:
+        head = await connections.read(content)
+    transaction = _transaction(message, recipients, utf8_header=not head[: header_size(head)].isascii())
     return await connections.send(hop, transaction, message.open_content)
+
+
+def _transaction(
+    message: MessageToDeliver[Any], recipients: Sequence[Recipient], *, utf8_header: bool = False
+) -> ClientTransaction:
+    envelope = message.envelope
+    return ClientTransaction(
+        envelope.sender, tuple(recipients), envelope.parameters, envelope.size, utf8_header, message.attempt
+    )
 
 
 TRANSPORT = TransportKind(NextHopRoute, NextHopRoute.from_config, SmtpTransport)

@@ -118,19 +118,20 @@ class ClientSession:
         In the content it is the time for one chunk to leave (RFC 5321 §4.5.3.2.5), else the time for one
         whole reply, so that a reply that comes by drops gains nothing.
         """
-        state, deadlines = self._state, self._settings.deadlines
-        if state.phase is ClientPhase.HANDSHAKE:
-            return deadlines.handshake
-        if state.phase is ClientPhase.CONTENT:
-            return deadlines.block
-        if not state.sent or state.phase is ClientPhase.CLOSED:
-            return None
-        return self._seconds[state.sent[0].verb]
+        return self.awaited[1]
 
     @property
     def awaited(self) -> tuple[int, float | None]:
         """The progress, and the deadline: while both stay the same, the deadline does not move."""
-        return self._state.progress, self.deadline
+        state, deadlines = self._state, self._settings.deadlines
+        seconds: float | None = None
+        if state.phase is ClientPhase.HANDSHAKE:
+            seconds = deadlines.handshake
+        elif state.phase is ClientPhase.CONTENT:
+            seconds = deadlines.block
+        elif state.sent and state.phase is not ClientPhase.CLOSED:
+            seconds = self._seconds[state.sent[0].verb]
+        return state.progress, seconds
 
     @property
     def trace(self) -> Trace | None:

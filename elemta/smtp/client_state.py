@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elemta.outcome import Outcome, Status
@@ -102,12 +103,17 @@ class ClientState:
             self.most_recipients = number
             self.events.append(RecipientsLimited(number))
 
+    def send_soon(self, commands: Sequence[SentCommand], most: int) -> None:
+        """Say these, until so many replies are awaited; what is left waits."""
+        if self.trace is None and not self.sent and len(commands) <= most:
+            self.output.append(b"".join([command.line for command in commands]))
+            self.sent.extend(commands)
+            return
+        self.waiting.extend(commands)
+        self.send_waiting(most)
+
     def send_waiting(self, most: int) -> None:
         """Say what waits, until so many replies are awaited."""
-        if self.trace is None and len(self.sent) + len(self.waiting) <= most:
-            self.output.append(b"".join([command.line for command in self.waiting]))
-            self.sent.extend(self.waiting)
-            self.waiting.clear()
         while self.waiting and len(self.sent) < most:
             self.send(self.waiting.popleft())
 

@@ -111,16 +111,21 @@ class TransactionExchange:
             self._queue_envelope(results.transaction, due, offers)
 
     def _queue_envelope(self, transaction: ClientTransaction, due: Sequence[int], features: Features) -> None:
-        waiting = self._state.waiting
         recipients = [transaction.recipients[index] for index in due]
         smtputf8 = "SMTPUTF8" in features.keywords and transaction.wants_smtputf8(recipients)
+        commands = [SentCommand("MAIL", mail_line(transaction, features, smtputf8=smtputf8))]
         if self._left_open:
-            waiting.append(SentCommand("RSET", b"RSET\r\n"))
-        waiting.append(SentCommand("MAIL", mail_line(transaction, features, smtputf8=smtputf8)))
+            commands.insert(0, SentCommand("RSET", b"RSET\r\n"))
         for index, recipient in zip(due, recipients, strict=True):
-            waiting.append(SentCommand("RCPT", rcpt_line(recipient, features), (index,)))
+            commands.append(SentCommand("RCPT", rcpt_line(recipient, features), (index,)))
         if "CHUNKING" not in features.keywords:
-            waiting.append(_DATA)
+            commands.append(_DATA)
+        self._state.send_soon(commands, self._window)
+
+    @property
+    def _window(self) -> int:
+        """How many commands may wait for their replies."""
+        return _PIPELINED if "PIPELINING" in self._state.features.keywords else 1
 
     def advance(self) -> None:
         """Send what may be sent now; go on to the next envelope, or settle, when no reply is due."""
@@ -149,7 +154,7 @@ class TransactionExchange:
         if state.results is None or state.results.complete:
             state.waiting.clear()
         else:
-            state.send_waiting(_PIPELINED if "PIPELINING" in state.features.keywords else 1)
+            state.send_waiting(self._window)
 
     def _begin_content(self, encoder: ContentEncoder | ChunkEncoder) -> None:
         self._state.phase = ClientPhase.CONTENT
