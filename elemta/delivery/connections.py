@@ -268,11 +268,13 @@ class _Sending:
                 memory.refuses(kept.place, keyword)
         if connection.most_recipients:
             memory.takes_recipients(kept.place, connection.most_recipients)
+        features = connection.features
+        if kept.noted is features:
+            return
         if connection.starttls_refused:
             self._dialling.remember_no_tls(kept.place)
-        features = connection.features
         # It says so once. What the route does not believe may be believed by another route to the same place.
-        if answered and kept.noted is not features and not self._hop.terms.ignored:
+        if answered and not self._hop.terms.ignored:
             kept.noted = features
             memory.offers(kept.place, features)
             if self._hop.destination:

@@ -159,7 +159,8 @@ class ClientSession:
         state.results, state.outcomes, state.again = TransactionResults(transaction), (), ()
         if not opening:
             self._mailing.open(state.results)
-        return self._happened()
+        events, state.events = state.events, []
+        return events
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the server."""
@@ -183,7 +184,8 @@ class ClientSession:
                 state.results.reached = ReachedStage.ANSWERED
             what = "no reply to AUTH" if self._opening.secrets else str(error)
             state.give_up(f"the next hop sent {what}", "4.5.0")
-        return self._happened()
+        events, state.events = state.events, []
+        return events
 
     @property
     def unanswered(self) -> int:

@@ -78,7 +78,7 @@ _UPDATE = (
 _REMOVE_PARTS = """DELETE FROM part WHERE (message_id, number) IN
     (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"""
 _CHUNK = 64
-_HOLD_CAUSES = frozenset(cause.value for cause in HoldCause)
+_HOLD_CAUSES = {cause.value: cause for cause in HoldCause}
 
 _Other = DeliveryResult | Assignment | OperatorChange | Payment
 
@@ -263,7 +263,7 @@ def _part_of(values: Sequence[Any]) -> Part:
         attempts,
         bool(warned),
         places,
-        HoldCause(hold) if hold in _HOLD_CAUSES else HoldCause.OPERATOR,
+        _HOLD_CAUSES.get(hold, HoldCause.OPERATOR),
         None if held_at is None else float(held_at),
     )
 

@@ -6,11 +6,11 @@ import time
 
 import pytest
 from pytest_twisted import ensureDeferred
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 
 from elemta.errors import UnknownMessage
 from elemta.outcome import Status
-from elemta.spool import MessageState, PlannedPart
+from elemta.spool import Disk, MessageState, PlannedPart
 from tests.spool.mail import due, outcome, put, recipients, submission, written
 
 DELIVERED, DEFERRED, FAILED = Status.DELIVERED, Status.DEFERRED, Status.FAILED
@@ -319,3 +319,44 @@ async def test_a_thousand_recipients_are_settled_in_one_go(open_spool):
     assert message.pending == recipients(*(name for name in names if name.endswith("7")))
     assert (await spool.list())[0].pending == 100
     assert len((await spool.show(queue_id)).history) == 50
+
+
+class CountingDisk(Disk):
+    """The real disk; keeps the statements that are sent to a database."""
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+
+    def connect(self, path):
+        connection = super().connect(path)
+        connection.set_trace_callback(self.statements.append)
+        return connection
+
+    def taken(self) -> list[str]:
+        """The first words of each statement since the last time."""
+        taken = [" ".join(statement.split()[:3]) for statement in self.statements]
+        self.statements.clear()
+        return taken
+
+
+@ensureDeferred
+async def test_many_messages_take_the_statements_of_one(open_spool):
+    disk = CountingDisk()
+    spool = await open_spool(disk=disk)
+    # From here on the connection that reads is open.
+    await spool.stats()
+    taken = []
+    for number in (1, 20):
+        ids = [(await put(spool, b"body")).queue_id for _ in range(number)]
+        disk.taken()
+        found = await spool.due(time.time(), {"": 100})
+        assert {message.queue_id for message in found[0].messages} == set(ids)
+        read = disk.taken()
+        results = [
+            spool.settle(each, _said(each, bob=DELIVERED), retry_at=None, hold_reason=None) for each in ids
+        ]
+        await gatherResults(results)
+        written = disk.taken()
+        assert written.count("COMMIT") == 1
+        taken.append((read, written))
+    assert taken[0] == taken[1]
