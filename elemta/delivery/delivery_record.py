@@ -203,7 +203,7 @@ class DeliveredRecorder:
         return message.key in self._taken and bool(self._taken[message.key])
 
     async def record(self, message: QueuedMessage, delivered: Sequence[Outcome]) -> Collection[Address]:
-        """Record deliveries before any report of them; gives those of which the sender has still to hear.
+        """Record deliveries before any report of them. Gives the recipients that a notice is owed for.
 
         SpoolError: they are kept, there or here.
         """
