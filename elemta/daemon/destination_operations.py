@@ -105,8 +105,9 @@ class DestinationOperations:
         delivering = self._delivering()
         if known in delivering.pauses.names:
             raise AdminRefusal(HTTPStatus.CONFLICT, "the destination is paused", "resume it instead")
+        first_due = await self._first_due(known)
         for delivery in delivering.deliveries:
-            delivery.commands.probe(known)
+            delivery.commands.probe(known, first_due)
         _log.info("an operator probes a destination", event="admin.destination_probed", destination=known)
         return await self._shown(known)
 
@@ -128,11 +129,17 @@ class DestinationOperations:
         delivering = self._delivering()
         if known not in delivering.pauses.names:
             raise AdminRefusal(HTTPStatus.CONFLICT, "the destination is not paused", "probe has it tried now")
+        first_due = await self._first_due(known)
         await delivering.pauses.remove(known)
         for delivery in delivering.deliveries:
-            delivery.commands.resume(known)
+            delivery.commands.resume(known, first_due)
         _log.info("an operator resumed a destination", event="admin.destination_resumed", destination=known)
         return await self._shown(known)
+
+    async def _first_due(self, name: str) -> float:
+        """When the first of a destination's mail is due; 0 where none waits for a time."""
+        mail = await self._queue.destination(name)
+        return 0.0 if mail is None or mail.due is None else mail.due
 
     async def _known(self, name: str) -> str:
         """The destination that is meant; refused where no mail goes to one of that name."""

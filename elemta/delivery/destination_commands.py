@@ -41,15 +41,18 @@ class DestinationCommands:
         for name in destinations:
             self._destinations.pause(name)
 
-    def resume(self, destination: str) -> None:
+    def resume(self, destination: str, first_due: float = 0.0) -> None:
         """End the pause of a destination."""
-        self._destinations.resume(destination, self._clock.seconds())
+        self._destinations.resume(destination, self._clock.seconds(), first_due)
         self._look_soon()
 
-    def probe(self, destination: str) -> None:
-        """Have one attempt made in a destination now, without a change of its back-off."""
+    def probe(self, destination: str, first_due: float = 0.0) -> None:
+        """Have one attempt made in a destination now, without a change of its back-off.
+
+        ``first_due`` is when the first of its mail is due.
+        """
         if self._runs():
-            self._destinations.probe(destination, self._clock.seconds())
+            self._destinations.probe(destination, self._clock.seconds(), first_due)
             self._look_soon()
 
     def probe_due(self, destinations: Collection[str]) -> None:

@@ -354,11 +354,16 @@ class Destinations(DestinationTable):
                 self._schedule(destination)
             self._tidy(destination)
 
-    def probe(self, name: str, now: float) -> None:
-        """Let one attempt be made in a destination now, also where all of its mail waits for a later time."""
+    def probe(self, name: str, now: float, first_due: float = 0.0) -> None:
+        """Let one attempt be made in a destination now, also where all of its mail waits for a later time.
+
+        ``first_due`` is when the spool has the first of it. What is known here may be the time of a message
+        that is held by now, or gone.
+        """
         destination = self._destination(name)
-        if not destination.failures and now < destination.due < inf:
-            destination.back_until = max(destination.back_until, destination.due)
+        due = max(destination.due, first_due) if destination.due < inf else first_due
+        if not destination.failures and now < due:
+            destination.back_until = max(destination.back_until, due)
         self._tidy(destination)
         self.probe_now([name])
 
@@ -374,12 +379,12 @@ class Destinations(DestinationTable):
         self._schedule(destination)
         self._tidy(destination)
 
-    def resume(self, name: str, now: float) -> None:
+    def resume(self, name: str, now: float, first_due: float = 0.0) -> None:
         """End a pause: what is due is attempted, and one in any case, as a probe."""
         if name in self.paused:
             del self.paused[name]
             self._destination(name).shut_until = 0.0
-            self.probe(name, now)
+            self.probe(name, now, first_due)
 
     def start_over(self, under_way: Iterable[QueuedMessage], aside: Iterable[QueuedMessage]) -> None:
         """Forget everything that waits, but not what is under way, nor what must not be taken up yet."""

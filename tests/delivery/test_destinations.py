@@ -661,3 +661,15 @@ def test_a_probe_tries_one_message_that_waits_for_a_later_time() -> None:
     world.destinations.probe("x", world.now)
     assert [each.key for each in world.take_all()] == [message.key]
     assert other.key not in world.under_way
+
+
+def test_a_probe_tries_one_message_also_where_the_first_that_was_known_is_gone() -> None:
+    world = Scheduled()
+    gone, message = world.send("x"), world.send("x")
+    for taken, until in ((world.take(), 5000.0), (world.take(), 6000.0)):
+        assert taken is not None
+        world.defer(taken, until)
+    assert world.take_all() == []
+    del world.queue[gone.key]
+    world.destinations.probe("x", world.now, 6000.0)
+    assert [each.key for each in world.take_all()] == [message.key]

@@ -52,11 +52,11 @@ class Destined:
     def route_of(self, name: str) -> str:
         return name if "/" in name else "mx:"
 
-    def probe(self, name: str) -> None:
+    def probe(self, name: str, first_due: float = 0.0) -> None:
         self.asked.append(("probe", name))
 
     def pause(self, names: list[str]) -> None:
         self.asked += [("pause", name) for name in names]
 
-    def resume(self, name: str) -> None:
+    def resume(self, name: str, first_due: float = 0.0) -> None:
         self.asked.append(("resume", name))
