@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import urllib.error
@@ -149,8 +148,7 @@ def waiting(shown: Shown) -> Iterator[str]:
     queue_id = shown.fleet.send_long("hop.test", 7)
     shown.fleet.attempts(queue_id)
     yield queue_id
-    with contextlib.suppress(urllib.error.HTTPError):
-        shown.fleet.call("/v1/queue/delete", {"ids": [queue_id]})
+    shown.fleet.call("/v1/queue/delete", {"ids": queue_id})
 
 
 def test_a_message_is_tried_again_by_the_keyboard(shown: Shown, waiting: str) -> None:
