@@ -14,10 +14,10 @@ from elemta.console import attention, limit_views, mail_views, sessions
 from elemta.console import events as streams
 from elemta.ctl import limits
 from elemta.daemon import (
-    explainer,
     fleet_calls,
     joined_calls,
     node_questions,
+    supposed_client,
     trace_operations,
     worker_orders,
     worker_process,
@@ -62,7 +62,7 @@ SAID = {
         f"leaves the list {({10.0: 'ten'})[nodes.TIME_TO_LIVE]} seconds after its last heartbeat",
         f"are gone, for {({7 * 86400.0: 'seven'})[past_nodes.KEPT_SECONDS]} days after their last heartbeat",
         f"shown again every {({2.0: 'two'})[limits.WATCH_SECONDS]} seconds",
-        f"`--message` is a file of up to {explainer.MAX_MESSAGE // MIB} MiB",
+        f"`--message` is a file of up to {supposed_client.MAX_MESSAGE // MIB} MiB",
         f"from their last {conversation_trace._RECENT} lines on",
         f"Each keeps up to {conversation_trace.MOST_LINES:,} lines",
         f"keeps the last {recent_refusals.MOST_REFUSALS:,} in memory",
