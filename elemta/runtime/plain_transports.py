@@ -37,14 +37,11 @@ def import_txredisapi() -> None:
     """
     if sys.modules.get("OpenSSL") is not None:
         return
-    internet: Any = import_module("twisted.internet")
-    protocols: Any = import_module("twisted.protocols")
     ssl, tls = ModuleType("twisted.internet.ssl"), ModuleType("twisted.protocols.tls")
     vars(ssl)["ClientContextFactory"] = vars(tls)["TLSMemoryBIOFactory"] = object
     sys.modules[ssl.__name__], sys.modules[tls.__name__] = ssl, tls
-    internet.ssl, protocols.tls = ssl, tls
     try:
         with suppress(ImportError, AttributeError):
             import_module("txredisapi")
     finally:
-        del sys.modules[ssl.__name__], sys.modules[tls.__name__], internet.ssl, protocols.tls
+        del sys.modules[ssl.__name__], sys.modules[tls.__name__]
