@@ -136,9 +136,11 @@ class TransactionResults:
 
     def _replied(self, index: int, reply: Reply, verb: str, status: Status) -> Outcome:
         address = self.transaction.recipients[index].address
-        # The enhanced code says what the first digit says; where that does not count it says nothing.
-        enhanced = reply.enhanced if status is _STATUS.get(reply.code // 100) else ""
-        text = reply.text[:_LONGEST_TEXT]
+        enhanced, text = reply.enhanced, reply.text
+        if status is not _STATUS.get(reply.code // 100):
+            # The enhanced code says what the first digit says; where that does not count it is only text.
+            enhanced, text = "", f"{enhanced} {text}".strip()
+        text = text[:_LONGEST_TEXT]
         # RFC 3461 §5.2.1: a server that offers DSN takes over what was asked to be reported.
         dsn = self._dsn and status is Status.DELIVERED
         return self._attempt.outcome(
