@@ -112,7 +112,7 @@ def _parsed(path: str, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        fault = Fault(path, "", _syntax_problem(str(error)))
+        fault = Fault(path, "", *_syntax_problem(str(error), text))
     except RecursionError:
         fault = Fault(path, "", "is not TOML that can be read: lists or tables are nested too deep")
     except ValueError as error:
@@ -120,11 +120,18 @@ def _parsed(path: str, text: str) -> dict[str, Any]:
     raise ConfigError([fault])
 
 
-def _syntax_problem(text: str) -> str:
-    position = _TOML_POSITION.search(text)
+def _syntax_problem(error: str, text: str) -> tuple[str, str]:
+    position = _TOML_POSITION.search(error)
     if position is None:
-        return f"is not TOML: {text}"
-    return f"is not TOML, {position['where']}: {text[: position.start()]}"
+        return f"is not TOML: {error}", ""
+    problem, where = error[: position.start()], position["where"]
+    if problem != "Cannot overwrite a value":
+        return f"is not TOML, {where}: {problem}", ""
+    # tomllib has read the value by then: it is in this line, or ends there.
+    line = int(where.split()[1].rstrip(",")) if where.startswith("line") else text.count("\n") + 1
+    key, equals, _ = text.split("\n")[line - 1].partition("=")
+    again = f"{key.strip()} is there already" if equals else "a key is there already"
+    return f"is not TOML, line {line}: {again}", "a key may be in its table once"
 
 
 def _tables(

@@ -190,13 +190,14 @@ def parse_rate(found: object) -> Rate:
         raise Unacceptable(f"must be {RATE_WORDS}")
     number, slash, window = found.strip().partition("/")
     try:
-        limit = _at_least_one(parse_size(number))
+        size = parse_size(number)
         # "100/m" is what people say.
         seconds = parse_duration(f"1{window}" if window in _DURATION_UNITS else window) if slash else None
     except Unacceptable as error:
         raise Unacceptable(f"must be {RATE_WORDS}", _rate_hint(found) or error.hint) from None
     if seconds is not None and not 0.001 <= seconds <= 366 * 86400:
         raise Unacceptable('must have a window from "1ms" to "366d"')
+    limit = _at_least_one(size)
     return Rate(limit, seconds, is_size=not number.strip().isdecimal())
 
 

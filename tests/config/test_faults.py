@@ -470,6 +470,14 @@ def test_two_listeners_at_any_free_port_are_no_fault(tmp_path: Path) -> None:
         ("[server]\nworkers = = 2", "elemta.toml: is not TOML, line 2, column 11: Invalid value"),
         ('[server]\nhostname = "a', "elemta.toml: is not TOML, end of document: Unterminated string"),
         (
+            "[server]\nworkers = 1\n[spool]\nhistory = 1\n  history = 2 # again",
+            "elemta.toml: is not TOML, line 5: history is there already (a key may be in its table once)",
+        ),
+        (
+            "[server]\nworkers = 1\nworkers = [\n 1]\nhostname = 'a'",
+            "elemta.toml: is not TOML, line 4: a key is there already (a key may be in its table once)",
+        ),
+        (
             "a=1 b=2",
             "elemta.toml: is not TOML, line 1, column 5: Expected newline or end of document after a statement",
         ),

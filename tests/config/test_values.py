@@ -173,8 +173,10 @@ def test_a_rate_is_read(written: object, rate: Rate) -> None:
     ["", "/", "100/", "/1m", "0/1m", "-1/1m", "100/0", "1.5/1m", "100/1m/1h", "1/1000d", 0, True, 1.5],
 )
 def test_what_is_no_rate_is_refused(written: object) -> None:
-    with pytest.raises(Unacceptable):
+    with pytest.raises(Unacceptable) as caught:
         parse_rate(written)
+    # What was wrong is never what was meant.
+    assert caught.value.hint != f'did you mean "{written}"?'
 
 
 @pytest.mark.parametrize(
