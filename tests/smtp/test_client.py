@@ -253,7 +253,9 @@ def test_every_reply_class_at_every_command(
 
 
 @pytest.mark.parametrize("step", range(6))
-@pytest.mark.parametrize("said", ["554 5.7.1 no", "450 4.2.0 later", "552 5.5.3 many", "550 4.1.1 odd", "450 5.1.1 odd"])
+@pytest.mark.parametrize(
+    "said", ["554 5.7.1 no", "450 4.2.0 later", "552 5.5.3 many", "550 4.1.1 odd", "450 5.1.1 odd"]
+)
 def test_no_word_of_a_refusal_is_lost_whatever_it_counts_as(step: int, said: str) -> None:
     # RFC 3464 §2.3.6: a notice shows what the server said, also where a 5xx defers.
     talk = Talk().hear(*GOOD[:step], f"{said}\r\n".encode())
