@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from elemta.auth.hashes import PasswordHash, UnusableHash, new_hash, parse_hash
 from elemta.auth.names import UnusableName, canonical_name
 from elemta.auth.roles import AccessRole
 from elemta.auth.users import FileVersion, Users, read_text
-from elemta.auth.users_editor import NoSuchUser, delete_user, put_entry, usable_password
+from elemta.auth.users_editor import NameTaken, NoSuchUser, delete_user, line_of, put_entry, usable_password
 from elemta.errors import UsersFileError
 from elemta.runtime import ProcessRuntime, Randomness
 
@@ -190,6 +191,7 @@ def add_account(
     """Put a user into the file; its canonical name. Raises as :func:`elemta.auth.users_editor.add_user`."""
     canonical = canonical_name(name)
     secret = usable_password(password)
+    _refuse_other_kind(path, canonical, token=False)
 
     def entry() -> str:
         return f"{canonical}:{role.value}:{new_hash(secret, randomness)}"
@@ -201,10 +203,18 @@ def add_account(
 def add_token(path: str, name: str, role: AccessRole, *, randomness: Randomness) -> str:
     """Put a new token into the file; its text, which is kept nowhere. Raises as :func:`add_account`."""
     canonical = canonical_name(name)
+    _refuse_other_kind(path, canonical, token=True)
     text = new_token(randomness)
     entry = partial(str, f"{canonical}:{role.value}:$sha256${token_digest(text)}")
     put_entry(path, canonical, entry, header=HEADER, replace=False)
     return text
+
+
+def _refuse_other_kind(path: str, canonical: str, *, token: bool) -> None:
+    lines = read_text(path).splitlines() if os.path.lexists(path) else []
+    place = line_of(lines, canonical)
+    if place is not None and ("$sha256$" in lines[place]) != token:
+        raise NameTaken(f"{path}: {canonical} is the name of a {'user' if token else 'token'}")
 
 
 def delete_account(path: str, name: str, *, token: bool) -> str:

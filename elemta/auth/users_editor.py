@@ -23,6 +23,10 @@ class DuplicateUser(UsersFileError):
     """The user is in the file already."""
 
 
+class NameTaken(UsersFileError):
+    """The name is that of an account of another kind: of a token, or of a user."""
+
+
 class NoSuchUser(UsersFileError):
     """The user is not in the file."""
 
@@ -49,7 +53,7 @@ def put_entry(path: str, canonical: str, make: Callable[[], str], *, header: str
     """
     with _locked(path):
         lines = (read_text(path) if os.path.lexists(path) else header).splitlines()
-        place = _line_of(lines, canonical)
+        place = line_of(lines, canonical)
         if place is not None and not replace:
             raise DuplicateUser(f"{path}: user {canonical} is there already")
         if place is None:
@@ -64,7 +68,7 @@ def delete_user(path: str, name: str) -> str:
     canonical = canonical_name(name)
     with _locked(path):
         lines = read_text(path).splitlines()
-        place = _line_of(lines, canonical)
+        place = line_of(lines, canonical)
         if place is None:
             raise NoSuchUser(f"{path}: there is no user {canonical}")
         del lines[place]
@@ -89,7 +93,7 @@ def usable_password(password: bytes) -> bytes:
     return canonical_password(password)
 
 
-def _line_of(lines: Sequence[str], canonical: str) -> int | None:
+def line_of(lines: Sequence[str], canonical: str) -> int | None:
     """Where the user's line is. A bad line may be repaired with an editor, never silently passed over."""
     for place, line in enumerate(lines):
         entry = line.strip()

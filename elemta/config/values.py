@@ -207,6 +207,9 @@ def _rate_hint(found: str) -> str:
     if words is None:
         return ""
     number, count, unit = words.groups()
+    if not number.strip("0") or not (count or "1").strip("0"):
+        # "0 per hour" is in words, too, and no other way to write it would do.
+        return ""
     return f'did you mean "{number.replace(" ", "")}/{count or 1}{unit.lower()}"?'
 
 

@@ -16,10 +16,17 @@ from elemta.dns import MailExchanger
 from elemta.envelope import Envelope
 from elemta.errors import BackendError, NoSuchDomain, StoreUnavailable
 from elemta.policy.call_context import seconds_left
-from elemta.policy.http_client import MAX_ANSWER, HttpAnswer, HttpHeaders, answer_within, checked_url
-from elemta.policy.outbox import QueuePage
+from elemta.policy.http_client import (
+    MAX_ANSWER,
+    HttpAnswer,
+    HttpHeaders,
+    answer_within,
+    checked_url,
+    sent_headers,
+)
+from elemta.policy.outbox import QueuePage, check_records
 from elemta.policy.outbox_record import OutboxRecord, OutboxStart
-from elemta.policy.streams import Stream, StreamProtocol, open_stream
+from elemta.policy.streams import Stream, StreamProtocol, client_endpoint, open_stream
 
 _T = TypeVar("_T")
 P = ParamSpec("P")
@@ -233,6 +240,7 @@ class MemoryOutbox:
         self.has_caught_up = True
 
     def append(self, *records: bytes) -> Deferred[int]:
+        check_records(records)
         if self.failure is not None:
             return fail(self.failure)
         for octets in records:
@@ -304,6 +312,8 @@ class ScriptedConnections:
         self._clock = clock
 
     async def __call__(self, endpoint: str, *, timeout: float | None = None) -> Stream:  # noqa: ARG002
+        if endpoint not in self.scripts:
+            client_endpoint(MemoryReactorClock(), endpoint)
         script = self.scripts.get(endpoint, BackendError(f"nothing listens at {endpoint}"))
         if isinstance(script, Exception):
             raise script
@@ -410,6 +420,7 @@ class ScriptedHttp:
         limit: int = MAX_ANSWER,
     ) -> HttpAnswer:
         checked_url(url)
+        sent_headers(headers or {})
         octets = body if isinstance(body, bytes) else body.read()
         request = HttpRequest(method, url, HttpHeaders(headers or {}), octets)
         self.requests.append(request)

@@ -136,7 +136,7 @@ class AgentClient:
         limit: int = MAX_ANSWER,
     ) -> HttpAnswer:
         place = checked_url(url)
-        sent = _sent_headers(headers or {})
+        sent = sent_headers(headers or {})
         if self._under_way >= MOST_REQUESTS:
             raise BackendError(f"{MOST_REQUESTS} requests of this policy are under way already")
         seconds = seconds_left(self._reactor.seconds(), LONGEST if timeout is None else timeout)
@@ -218,7 +218,8 @@ def checked_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def _sent_headers(headers: Mapping[str, str]) -> dict[bytes, list[bytes]]:
+def sent_headers(headers: Mapping[str, str]) -> dict[bytes, list[bytes]]:
+    """The header of a request. ValueError for a field that can't be sent."""
     sent: dict[bytes, list[bytes]] = {b"User-Agent": [b"Elemta"]}
     for name, value in headers.items():
         if any(sign in f"{name}{value}" for sign in "\r\n\0"):

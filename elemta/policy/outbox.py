@@ -108,6 +108,12 @@ class NoOutbox:
         raise _no_spool()
 
 
+def check_records(records: Sequence[bytes]) -> None:
+    """Raise ValueError for what an outbox can't keep."""
+    if any(not isinstance(each, bytes) or len(each) > MAX_RECORD for each in records):
+        raise ValueError(f"a record is at most {MAX_RECORD} octets")
+
+
 def _no_spool() -> BackendError:
     return BackendError("there is no spool, and so no outbox")
 
@@ -136,8 +142,7 @@ class PolicyOutbox:
         await self._answer(worker.call(file.caught_up))
 
     def append(self, *records: bytes) -> Deferred[int]:
-        if any(not isinstance(each, bytes) or len(each) > MAX_RECORD for each in records):
-            raise ValueError(f"a record is at most {MAX_RECORD} octets")
+        check_records(records)
         octets = sum(map(len, records))
         if self._octets + octets > MOST_PENDING:
             return fail(BackendError(f"{self._octets} octets wait for the disk already"))

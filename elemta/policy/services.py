@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from twisted.internet.base import ReactorBase
 
 METRIC_NAME = re.compile(r"[a-z][a-z0-9_]*")
+RESERVED_LABELS = frozenset({"node_id", "le", "quantile"})
 
 
 class Limits(Protocol):
@@ -119,16 +120,19 @@ class PrefixedMetrics:
         self._registry = registry
 
     def counter(self, name: str, words: str, labels: Sequence[str] = ()) -> Counter:
-        return SwitchedMetric(self._registry.counter(self._full(name), words, labels))
+        return SwitchedMetric(self._registry.counter(self._full(name, labels), words, labels))
 
     def histogram(
         self, name: str, words: str, labels: Sequence[str] = (), buckets: Sequence[float] | None = None
     ) -> Histogram:
-        return SwitchedMetric(self._registry.histogram(self._full(name), words, labels, buckets))
+        return SwitchedMetric(self._registry.histogram(self._full(name, labels), words, labels, buckets))
 
-    def _full(self, name: str) -> str:
-        if not METRIC_NAME.fullmatch(name):
-            raise ValueError(f"a metric's name has lower case letters, digits and underscores: {name!r}")
+    def _full(self, name: str, labels: Sequence[str]) -> str:
+        for word in (name, *labels):
+            if not METRIC_NAME.fullmatch(word):
+                raise ValueError(f"a metric's name has lower case letters, digits and underscores: {word!r}")
+            if word in RESERVED_LABELS:
+                raise ValueError(f"every metric has a label {word!r} of its own")
         return self._prefix + name
 
 

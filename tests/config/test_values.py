@@ -211,6 +211,9 @@ def test_a_network_with_bits_of_a_host_is_refused_with_the_network_that_it_may_m
         ("20 per 30 seconds", "20/30s"),
         ("50 MiB per Hour", "50MiB/1h"),
         ("many/1h", ""),
+        ("0/1m", ""),
+        ("00 per hour", ""),
+        ("5/0m", ""),
     ],
 )
 def test_a_rate_in_words_is_answered_with_the_rate(written: str, meant: str) -> None:

@@ -49,6 +49,22 @@ def test_a_token_is_printed_once_and_kept_as_a_digest(path: Path) -> None:
     assert read_accounts(str(path)) == ()
 
 
+def test_a_user_and_a_token_do_not_take_each_others_name(path: Path) -> None:
+    file = ("--file", str(path))
+    user = ("user", "add", "--console", "--role", "viewer", "--password-stdin", *file)
+    assert run("token", "add", "robot", "--role", "operator", *file)[0] == 0
+    assert run(*user, "anna", stdin="geheimnis\n")[0] == 0
+    before = path.read_text()
+    for argv, kind in (
+        ((*user, "Robot"), "token"),
+        ((*user, "robot", "--replace"), "token"),
+        (("token", "add", "ANNA", "--role", "viewer", *file), "user"),
+    ):
+        code, _, err = run(*argv, stdin="geheimnis\n")
+        assert (code, f"is the name of a {kind}" in err) == (1, True)
+    assert path.read_text() == before
+
+
 def test_a_user_of_the_console_has_a_role(path: Path) -> None:
     more = ("--password-stdin", "--file", str(path))
     assert run("user", "add", "Anna", "--console", "--role", "viewer", *more, stdin="secret\n")[0] == 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
@@ -36,7 +36,9 @@ from elemta.policy import (
     Status,
     setting,
 )
-from elemta.policy.testing import PolicyTester, Zone, make_message
+from elemta.policy.doubles import MemoryOutbox, RecordedMetrics, ScriptedConnections, ScriptedHttp
+from elemta.policy.services import PrefixedMetrics
+from elemta.policy.testing import PolicyTester, Zone, http_answer, make_message
 
 
 @dataclass(frozen=True)
@@ -290,3 +292,27 @@ async def test_a_zone_answers_as_dns_does():
     assert await zone.text("example.net") == ()
     with pytest.raises(NoSuchDomain):
         await zone.text("example.invalid")
+
+
+@pytest_twisted.ensureDeferred
+async def test_doubles_refuse_what_the_services_refuse():
+    clock = Clock()
+    connect = ScriptedConnections(clock, {"anything": [b"x"]})
+    await (await connect("anything")).close()
+    for endpoint in ("bogus", "tcp:localhost", "tcp:host=h:port=x"):
+        with pytest.raises(ValueError, match="no client endpoint"):
+            await connect(endpoint)
+    http = ScriptedHttp(clock, {"http://x.test/": http_answer(200)})
+    for headers in ({"A": "b\r\nC: d"}, {"A\n": "b"}):
+        with pytest.raises(ValueError, match="no header"):
+            await http.request("GET", "http://x.test/", headers=headers)
+    outbox = MemoryOutbox()
+    for record in ("text", b"x" * 65537):
+        with pytest.raises(ValueError, match="65536"):
+            await outbox.append(record)
+    metrics = PrefixedMetrics("p", RecordedMetrics())
+    for label in ("node_id", "le", "Bad-Label", "__name__", ""):
+        with pytest.raises(ValueError, match=r"label|lower case"):
+            metrics.counter("x_total", "Words.", (label,))
+        with pytest.raises(ValueError, match=r"label|lower case"):
+            metrics.histogram("x_seconds", "Words.", (label,))
