@@ -42,7 +42,7 @@ class Address:
     @property
     def needs_smtputf8(self) -> bool:
         """Whether the address can only travel under SMTPUTF8 (RFC 6531 §3.4)."""
-        return not (self.local.isascii() and self.domain.isascii())
+        return not (self.local + self.domain).isascii()
 
     @classmethod
     def of_words(cls, text: str) -> Address:

@@ -25,19 +25,29 @@ def write_at_once(transport: ITransport, data: bytes) -> None:
     does not take, which keeps the order and tells producers as ever. A lost connection is found by the
     reactor afterwards, never in here.
     """
-    plain = type(transport) in _PLAIN
-    if plain and _may_send(transport):  # type: ignore[arg-type]  # a cast is a call, and this is for each reply
+    if type(transport) not in _PLAIN:
+        transport.write(data)
+        return
+    connection: tcp.Connection = transport  # type: ignore[assignment]  # a cast is a call
+    # Nothing waits to be sent, and the connection is open and has no TLS. `_tempDataBuffer` is not public, and
+    # has been there for as long as there is Twisted: what `write` was given since the reactor sent something.
+    if (
+        connection.connected
+        and not connection.TLS
+        and not connection.dataBuffer
+        and not connection._tempDataBuffer
+        and not connection.disconnecting
+    ):
         try:
-            sent = transport.socket.send(data)  # type: ignore[attr-defined]
+            sent = connection.socket.send(data)
         except OSError:
             # The socket is full, or the connection is lost.
             sent = 0
         if sent == len(data):
             return
         data = data[sent:]
-    transport.write(data)
-    if plain:
-        _join_waiting(cast(tcp.Connection, transport))
+    connection.write(data)
+    _join_waiting(connection)
 
 
 def _join_waiting(connection: tcp.Connection) -> None:
@@ -56,16 +66,3 @@ def unsent_memory(transport: ITransport) -> int:
     connection = cast(tcp.Connection, transport)
     pieces = connection._tempDataBuffer
     return connection.dataBuffer.__sizeof__() + sum(piece.__sizeof__() + 8 for piece in pieces)
-
-
-def _may_send(connection: tcp.Connection) -> bool:
-    """Whether nothing waits to be sent, and the connection is open and has no TLS."""
-    # `_tempDataBuffer` is not public, and has been there for as long as there is Twisted: it is what
-    # `write` was given since the last time the reactor sent something.
-    return not (
-        connection.TLS
-        or connection.dataBuffer
-        or connection._tempDataBuffer
-        or connection.disconnecting
-        or not connection.connected
-    )

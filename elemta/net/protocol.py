@@ -159,7 +159,8 @@ class ESMTPProtocol(ClientConnection):
             handshake, self._handshake = self._handshake, None
             self._log.handshake_failed(b"" if handshake is None else handshake.heard, reason)
         try:
-            self._act_on(self._session.lost())
+            for event in self._session.lost():
+                _ACTIONS[type(event)](self, event)
             self._backend.disconnected()
             if self._session.state.trace is not None:
                 self._session.state.trace.ended()
@@ -258,12 +259,21 @@ class ESMTPProtocol(ClientConnection):
     # The loop: events out of the session, answers into it
 
     def _run(self, events: list[Event]) -> None:
+        session = self._session
         while True:
-            question = self._act_on(events)
+            question: Question | None = None
+            for event in events:
+                if type(event) in _ACTIONS:
+                    _ACTIONS[type(event)](self, event)
+                elif isinstance(event, Question):
+                    # It is always the last.
+                    question = event
+                else:
+                    raise TypeError(f"no action for {event!r}")
             if question is None:
-                if not self._session.held_up or not self._may_go_on():
+                if not session.held_up or not self._may_go_on():
                     break
-                events = self._session.go_on()
+                events = session.go_on()
                 continue
             if type(question) is PauseQuestion:
                 answer = self._pause(question)
@@ -274,26 +284,15 @@ class ESMTPProtocol(ClientConnection):
                 self._pending = answer
                 answer.addCallback(self._answered, answer)
                 break
-            events = self._session.answer(answer)
-        self._flush()
+            events = session.answer(answer)
+        if session.state.output:
+            self._flush()
         if self._state is ConnectionState.OPEN:
             self._expect()
         if self._draining:
             self._shut_if_drained()
         if self._heard_all:
             self._leave_if_all_is_said()
-
-    def _act_on(self, events: list[Event]) -> Question | None:
-        """Do what the session says; the question that it asks, which is always the last."""
-        for event in events:
-            action = _ACTIONS.get(type(event))
-            if action is not None:
-                action(self, event)
-            elif isinstance(event, Question):
-                return event
-            else:
-                raise TypeError(f"no action for {event!r}")
-        return None
 
     def _may_go_on(self) -> bool:
         """Send a long output; whether the session may look at more of its input at once."""

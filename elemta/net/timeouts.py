@@ -5,7 +5,10 @@ Nothing here has a clock: the present is passed in, in seconds of the reactor's 
 
 from __future__ import annotations
 
-import enum
+from collections.abc import Mapping
+from functools import lru_cache
+
+from elemta.fast_enum import FastEnum
 
 # Below this many octets per second, on average, a message counts as an attack and not as a slow line.
 LEAST_PACE = 500.0
@@ -21,7 +24,7 @@ UNREAD_SECONDS = 180.0
 ANSWER_SECONDS = 300.0
 
 
-class TimeoutKind(enum.Enum):
+class TimeoutKind(FastEnum):
     """What a connection is waiting for."""
 
     HANDSHAKE = "TLS handshake"
@@ -29,6 +32,18 @@ class TimeoutKind(enum.Enum):
     MESSAGE = "message data"
     ANSWER = "answer"
     CLOSE = "close"
+
+
+@lru_cache(maxsize=16)
+def _seconds_of(command: float, data: float) -> Mapping[TimeoutKind, float]:
+    """How long each wait may take; one table for all connections with the same settings."""
+    return {
+        TimeoutKind.HANDSHAKE: HANDSHAKE_SECONDS,
+        TimeoutKind.COMMAND: command,
+        TimeoutKind.MESSAGE: data,
+        TimeoutKind.ANSWER: ANSWER_SECONDS,
+        TimeoutKind.CLOSE: CLOSING_SECONDS,
+    }
 
 
 class ConnectionTimeouts:
@@ -41,19 +56,17 @@ class ConnectionTimeouts:
     __slots__ = (
         "_at",
         "_began",
-        "_command",
-        "_data",
         "_last",
         "_longest_pause",
         "_octets",
+        "_seconds",
         "_stopped_at",
         "_unread_since",
         "waiting",
     )
 
     def __init__(self, command: float, data: float) -> None:
-        self._command = command
-        self._data = data
+        self._seconds = _seconds_of(command, data)
         self._octets = 0
         self._began = self._last = self._longest_pause = 0.0
         # When the server stopped reading; the clock of the message stands still since then.
@@ -68,16 +81,7 @@ class ConnectionTimeouts:
         self._octets = 0
         self._began = self._last = now
         self._longest_pause = 0.0
-        self._at = now + (self._command if waiting is TimeoutKind.COMMAND else self._seconds(waiting))
-
-    def _seconds(self, waiting: TimeoutKind) -> float:
-        if waiting is TimeoutKind.COMMAND:
-            return self._command
-        if waiting is TimeoutKind.MESSAGE:
-            return self._data
-        if waiting is TimeoutKind.HANDSHAKE:
-            return HANDSHAKE_SECONDS
-        return ANSWER_SECONDS if waiting is TimeoutKind.ANSWER else CLOSING_SECONDS
+        self._at = now + self._seconds[waiting]
 
     def received(self, octets: int, now: float) -> None:
         """Octets of a message came."""
@@ -85,7 +89,7 @@ class ConnectionTimeouts:
             self._octets += octets
             self._longest_pause = max(self._longest_pause, now - self._last)
             self._last = now
-            self._at = now + self._data
+            self._at = now + self._seconds[TimeoutKind.MESSAGE]
 
     def unread(self, now: float) -> None:
         """The client does not take its replies from now on."""
@@ -105,7 +109,7 @@ class ConnectionTimeouts:
             self._began += stopped
             self._last += stopped
         self._stopped_at = None if reading else now
-        self._at = now + self._seconds(self.waiting)
+        self._at = now + self._seconds[self.waiting]
 
     def has_passed(self, now: float) -> bool:
         return now >= self._at or (self.waiting is TimeoutKind.MESSAGE and self._is_too_slow(now))

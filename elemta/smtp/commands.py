@@ -51,7 +51,7 @@ class Command:
             )
             return
         arguments = self.parse(argument, session.settings)
-        if isinstance(arguments, Reply):
+        if type(arguments) is Reply:
             arguments = self._forgive(session, argument, arguments)
             if isinstance(arguments, Reply):
                 session.kinds.clear()
@@ -92,7 +92,7 @@ class Command:
             session.reject_command(self.verb, reply)
 
     def _conclude(self, session: SessionState, arguments: Any, answer: Response) -> None:
-        if isinstance(answer, Proceed):
+        if type(answer) is Proceed:
             self.effect(session, arguments)
         elif not isinstance(answer, Refuse):
             raise TypeError(f"the policies' word is Proceed or Refuse, not {answer!r}")

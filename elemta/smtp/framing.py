@@ -11,6 +11,7 @@ import re
 from io import IncrementalNewlineDecoder
 
 _CR = 13
+_BLANK = 32
 
 
 class LineFault(enum.Enum):
@@ -115,6 +116,26 @@ class InputBuffer:
     def letters_of_long_line(self) -> bytes:
         """The :func:`first_letters` of the line that was TOO_LONG last."""
         return self._letters
+
+    def take_plain_line(self, limit: int) -> bytes | None:
+        """The next line without its CRLF, where it is at hand and there is nothing to say about it.
+
+        None for a line that begins with a control, is longer than ``limit``, or does not end in CRLF: then
+        :meth:`take_line` says what it is.
+        """
+        block, start = self._block, self._offset
+        end = block.find(b"\n", start)
+        # RFC 5321 §2.3.8: a line ends with CRLF and with nothing else
+        if end <= start or block[end - 1] != _CR or block[start] < _BLANK:
+            return None
+        if self._discarded or end - start >= limit:
+            return None
+        self.octets -= end + 1 - start
+        if self.octets:
+            self._offset = end + 1
+        else:
+            self._block, self._offset = b"", 0
+        return block[start : end - 1]
 
     def take_line(self, limit: int, discard_limit: int) -> bytes | LineFault | None:
         """The next line without its CRLF, why there is none, or None when more must come.

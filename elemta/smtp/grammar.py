@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from elemta.address import Address
-from elemta.envelope import MailParameters, Recipient
+from elemta.envelope import NO_PARAMETERS, MailParameters, Recipient
 from elemta.errors import AddressSyntaxError
 from elemta.smtp import replies
 from elemta.smtp.parameters import parse_mail_parameters, parse_rcpt_parameters
@@ -68,11 +68,14 @@ def parse_mail(argument: str, settings: SessionSettings) -> MailCommand | Reply:
         sender = parse_reverse_path(match[1])
     except AddressSyntaxError:
         return replies.BAD_SENDER
-    parameters = parse_mail_parameters(match[2] or "", auth=settings.auth)
-    if isinstance(parameters, Reply):
-        return parameters
+    parameters = NO_PARAMETERS
+    if match[2]:
+        found = parse_mail_parameters(match[2], auth=settings.auth)
+        if isinstance(found, Reply):
+            return found
+        parameters = found
     # RFC 6531 §3.5
-    if sender.needs_smtputf8 and not parameters.smtputf8:
+    if not (argument.isascii() or parameters.smtputf8) and sender.needs_smtputf8:
         return replies.NEEDS_SMTPUTF8
     return MailCommand(sender, parameters)
 
@@ -88,7 +91,9 @@ def parse_rcpt(argument: str, settings: SessionSettings) -> Recipient | Reply:
         address = parse_forward_path(match[1], settings.postmaster_domain)
     except AddressSyntaxError:
         return replies.BAD_RECIPIENT
-    parameters = parse_rcpt_parameters(match[2] or "")
+    if not match[2]:
+        return Recipient(address)
+    parameters = parse_rcpt_parameters(match[2])
     if isinstance(parameters, Reply):
         return parameters
     return Recipient(address, **parameters)

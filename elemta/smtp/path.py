@@ -41,6 +41,13 @@ _QUOTED_PAIR = re.compile(r"\\(.)")
 # RFC 5321 §4.1.2 Domain: letters, digits and hyphens inside labels
 _LDH_DOMAIN = re.compile(r"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*")
 _LDHU_DOMAIN = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+# What nearly every address is: a Dot-string and a Domain in ASCII, without anything to forgive.
+_ORDINARY = re.compile(
+    r"([A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*)"
+    r"@([A-Za-z0-9]+(?:[.-][A-Za-z0-9]+|--+[A-Za-z0-9]+)*)"
+)
+# No part of an address that is no longer is too long.
+_MAX_ORDINARY = _MAX_LABEL
 # RFC 5321 §4.1.2 A-d-l, with the colon that ends it
 _AT_DOMAIN = r"@(?:\[[^\]]*\]|[^,:@\[\]]+)"
 _SOURCE_ROUTE = re.compile(rf"({_AT_DOMAIN}(?:,{_AT_DOMAIN})*):")
@@ -48,6 +55,9 @@ _SOURCE_ROUTE = re.compile(rf"({_AT_DOMAIN}(?:,{_AT_DOMAIN})*):")
 
 def parse_address(text: str, kinds: Kinds | None = None) -> Address:
     """The mailbox that ``text`` is (no angle brackets); AddressSyntaxError when it is none."""
+    ordinary = _ORDINARY.fullmatch(text) if len(text) <= _MAX_ORDINARY else None
+    if ordinary is not None:
+        return Address(ordinary[1], ordinary[2].lower())
     if len(text) > MAX_PATH or not text.isascii():
         _check_path(text, kinds)
     unquoted = False
@@ -71,7 +81,10 @@ def parse_address(text: str, kinds: Kinds | None = None) -> Address:
 def parse_reverse_path(text: str, kinds: Kinds | None = None) -> Address:
     """The sender in what stood between ``<`` and ``>`` of MAIL; empty is the null reverse-path."""
     # RFC 5321 §4.5.5
-    return _parse_path(text, kinds) if text else NULL
+    if not text:
+        return NULL
+    # Behind a source route nothing is forgiven: the more there is to read, the more ways there are.
+    return parse_address(_without_route(text)) if text[0] == "@" else parse_address(text, kinds)
 
 
 def parse_forward_path(text: str, postmaster_domain: str, kinds: Kinds | None = None) -> Address:
@@ -79,7 +92,7 @@ def parse_forward_path(text: str, postmaster_domain: str, kinds: Kinds | None = 
     # RFC 5321 §4.1.1.3: <postmaster> without a domain, in any case, must be accepted.
     if len(text) == 10 and text.lower() == "postmaster":
         return Address("postmaster", postmaster_domain)
-    return _parse_path(text, kinds)
+    return parse_address(_without_route(text)) if text[:1] == "@" else parse_address(text, kinds)
 
 
 def parse_domain(text: str, kinds: Kinds | None = None) -> str:
@@ -106,11 +119,6 @@ def _is_ldh(name: str, kinds: Kinds | None) -> bool:
     if _LDH_DOMAIN.fullmatch(name) is not None:
         return True
     return _LDHU_DOMAIN.fullmatch(name) is not None and forgive(kinds, Leniency.UNDERSCORE)
-
-
-def _parse_path(text: str, kinds: Kinds | None) -> Address:
-    # Behind a source route nothing is forgiven: the more there is to read, the more ways there are.
-    return parse_address(_without_route(text)) if text.startswith("@") else parse_address(text, kinds)
 
 
 def _without_route(text: str) -> str:

@@ -18,8 +18,8 @@ class Reply:
     code: int
     enhanced: str
     lines: tuple[str, ...]
-    # As it goes over the wire, made once: nearly every reply is one of a few constants.
-    _wire: bytes = field(default=b"", init=False, repr=False, compare=False)
+    #: What :meth:`encode` gives, once it has made it: nearly every reply is one of a few constants.
+    wire: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, code: int, enhanced: str, *lines: str) -> Reply:
@@ -38,9 +38,9 @@ class Reply:
 
     def encode(self) -> bytes:
         """The reply as the client receives it. Control characters of a text never reach the wire."""
-        if not self._wire:
-            object.__setattr__(self, "_wire", _encoded(self))
-        return self._wire
+        if not self.wire:
+            object.__setattr__(self, "wire", _encoded(self))
+        return self.wire
 
     def __str__(self) -> str:
         return f"{self.code} {self.enhanced} {self.text}" if self.enhanced else f"{self.code} {self.text}"

@@ -130,7 +130,7 @@ class ServerSession:
             self._talked_early = True
         self.input.feed(data)
         if state.question is None and self._greeted and not (self.unread or self.held_up):
-            return self._go_on()
+            return self.go_on()
         self.held_up |= self.unread
         if self.input.octets > self._settings.max_pipelined:
             state.reply_and_close("?", replies.TOO_MUCH_PIPELINED, "too much input behind an open question")
@@ -153,11 +153,7 @@ class ServerSession:
             # What is behind a refused DATA was meant as a message, or to be taken for one
             state.close("input behind DATA before its reply")
         self._ends_group = False
-        return self._go_on()
-
-    def go_on(self) -> list[Event]:
-        """The output was sent: look at the input that is left."""
-        return self._go_on()
+        return self.go_on()
 
     def tls_started(self, info: TLSInfo) -> list[Event]:
         """The handshake that :class:`StartTLS` asked for is done: both sides begin anew (RFC 3207 §4.2)."""
@@ -191,12 +187,8 @@ class ServerSession:
 
     def take_output(self) -> bytes:
         """The replies since the last call, to be sent as they are."""
-        output = self.state.output
-        if not output:
-            return b""
-        taken = output[0] if len(output) == 1 else b"".join(output)
-        output.clear()
-        self.state.output_size = 0
+        state = self.state
+        taken, state.output = state.output, b""
         return taken
 
     def _events(self) -> list[Event]:
@@ -254,11 +246,12 @@ class ServerSession:
 
     # The input
 
-    def _go_on(self) -> list[Event]:
+    def go_on(self) -> list[Event]:
+        """Look at the input that is left: the output was sent, or the question that was open is answered."""
         state = self.state
         self.held_up = False
         while not state.closed:
-            if self.unread or state.output_size > self._settings.max_output:
+            if self.unread or (state.output and len(state.output) > self._settings.max_output):
                 self.held_up = True
                 break
             if state.held is not None and state.question is None:
@@ -269,10 +262,12 @@ class ServerSession:
             if not self.input.octets and reading is not ExpectedInput.CHUNK:
                 # Only a chunk may end without another octet.
                 break
-            take = _TAKEN_BY.get(reading)
-            if take is None or not take(self):
+            if reading not in _TAKEN_BY or not _TAKEN_BY[reading](self):
                 break
-        return self._events()
+        if state.closed:
+            self.input.clear()
+        events, state.events = state.events, []
+        return events
 
     def _take_data(self) -> bool:
         block = self.input.block()
@@ -309,6 +304,16 @@ class ServerSession:
         if self.state.kinds:
             # Of a line that was refused in the end
             self.state.kinds.clear()
+        # Nearly every line is one.
+        plain = self.input.take_plain_line(settings.max_line)
+        if plain is None:
+            return self._take_other_line()
+        self._execute(plain)
+        return True
+
+    def _take_other_line(self) -> bool:
+        """Take what is no plain line, or only the beginning of one."""
+        settings = self._settings
         if self.input.begins_with(_CLIENT_HELLO):
             self.state.reply_and_close("?", replies.NOT_TLS_YET, "TLS on a plain port")
             return True
@@ -379,7 +384,7 @@ class ServerSession:
             forgive(state.kinds, Leniency.BLANKS)
             verb, _, argument = text.lstrip(" ").partition(" ")
             argument = argument.lstrip(" ")
-        self._perform(line, verb.upper(), argument)
+        self._perform(line, verb if verb in COMMANDS else verb.upper(), argument)
 
     def _perform(self, line: bytes, verb: str, argument: str) -> None:
         state = self.state
@@ -397,8 +402,10 @@ class ServerSession:
         elif command.ends_group and self.input.octets:
             self._refuse_group(verb)
         else:
-            # RFC 5321 §4.1.1: trailing white space is tolerated
-            command.perform(state, argument.rstrip(" "))
+            if argument[-1:] == " ":
+                # RFC 5321 §4.1.1: trailing white space is tolerated
+                argument = argument.rstrip(" ")
+            command.perform(state, argument)
             self._ends_group = command.ends_group and state.question is not None
 
     def _show(self, trace: Trace, verb: str, argument: str) -> None:

@@ -71,8 +71,8 @@ class SessionState:
         self.question: Question | None = None
         self.resume: Callable[[Response], None] | None = None
         self.events: list[Event] = []
-        self.output: list[bytes] = []
-        self.output_size = 0
+        #: The replies that were not sent yet.
+        self.output = b""
         self._errors = 0
         self._idle_commands = 0
         self._declined = 0
@@ -97,9 +97,8 @@ class SessionState:
     def reply(self, verb: str, reply: Reply, reason: str = "") -> None:
         if self.held is not None:
             self._release_reply()
-        encoded = reply.encode()
-        self.output.append(encoded)
-        self.output_size += len(encoded)
+        # They are few at a time: with more than `max_output` the shell sends them first.
+        self.output += reply.wire or reply.encode()
         self.events.append(Replied(verb, reply, reason))
         if self.trace is not None:
             self.trace.said(False, str(reply))

@@ -91,7 +91,7 @@ def sender_refused(session: SessionState, command: MailCommand, answer: Refuse) 
 def check_rcpt(session: SessionState, recipient: Recipient) -> Reply | None:
     transaction = _current(session)
     # RFC 6531 §3.5
-    if recipient.address.needs_smtputf8 and not transaction.parameters.smtputf8:
+    if not transaction.parameters.smtputf8 and recipient.address.needs_smtputf8:
         return replies.NEEDS_SMTPUTF8
     # RFC 5321 §4.5.3.1.10
     if len(transaction.recipients) + transaction.dropped >= session.settings.max_recipients:
@@ -163,14 +163,19 @@ def take_data(session: SessionState, block: bytes) -> int:
     content, used = message.feed(block)
     if content:
         session.events.append(MessageData(content))
+    if message.refusal is None:
+        if used is None:
+            return len(block)
+        session.reading = ExpectedInput.COMMAND
+        _message_received(session, END_OF_DATA)
+        return used
     if message.end_is_unknown:
         # RFC 5321 §4.1.1.4: it is no end, and a client that means it for one would wait for our timeout.
         session.reply_and_close(
             END_OF_DATA, replies.BARE_NEWLINE_IN_MESSAGE, "a lone dot and a bare CR or LF", in_message=True
         )
     elif message.far_too_large:
-        refusal = message.refusal or replies.MESSAGE_TOO_BIG
-        session.reply_and_close(END_OF_DATA, refusal, "message far beyond the size limit", in_message=True)
+        session.reply_and_close(END_OF_DATA, message.refusal, "message far beyond the size limit", in_message=True)
     elif used is not None:
         session.reading = ExpectedInput.COMMAND
         _message_received(session, END_OF_DATA)

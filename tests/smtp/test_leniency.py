@@ -11,13 +11,14 @@ import itertools
 import time
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from elemta.address import NULL, Address
 from elemta.errors import AddressSyntaxError
 from elemta.smtp import grammar, lenient_grammar
 from elemta.smtp.events import Forgave, HeloQuestion, MailQuestion, RcptQuestion
+from elemta.smtp.framing import first_letters
 from elemta.smtp.leniency import FORGIVEN, Kinds, Leniency
 from elemta.smtp.lenient_grammar import Reading
 from elemta.smtp.path import parse_address
@@ -523,6 +524,8 @@ def test_a_local_part_with_dots_is_carried_as_it_was_written(parts: list[str]) -
 @example(b"EHLO \xff\n", False, 61)
 @example(b"MAIL FROM:<root>\n", True, 5)
 def test_any_octets_get_the_same_answer_however_they_are_cut(line: bytes, relayer: bool, cut: int) -> None:
+    # What comes together with a command that ends a group is refused, and what comes later is not.
+    assume(first_letters(line) not in (b"STAR", b"DATA"))
     answers = []
     for pieces in ([line + b"\r\n"], [line[:cut], line[cut:] + b"\r\n"]):
         told = conversation(relayer=relayer)
