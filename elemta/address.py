@@ -31,7 +31,7 @@ class Address:
         """The address as it stands between ``<`` and ``>``; the local-part is quoted where it must be."""
         if self._text:
             return self._text
-        if not self:
+        if not (self.local or self.domain):
             return ""
         bare = _DOTS_ANYWHERE if self.unquoted else _DOT_STRING
         local = self.local if bare.fullmatch(self.local) else _quoted(self.local)

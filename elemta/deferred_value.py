@@ -72,7 +72,7 @@ def then(
     """
     # Deferred is an abstract base class, whose isinstance() takes ten times as long.
     if Deferred not in type(value).__mro__:
-        return step(cast(V, value), *args, **kwargs)
+        return step(value, *args, **kwargs)  # type: ignore[arg-type]  # a cast is a call
     return run(_step_later(cast("Deferred[V]", value), step, *args, **kwargs))
 
 

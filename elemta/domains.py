@@ -134,7 +134,7 @@ class Domains:
         if not self.is_local(address.domain):
             return not address.domain and address.local.lower() == "postmaster"
         if not self.aliases.lines:
-            return self.is_mailbox(address)
+            return bool(address.local) if self.recipients is None else self.is_mailbox(address)
         return any(
             self.is_mailbox(each) if self.is_local(each.domain) else True for each in self.expand(address)
         )

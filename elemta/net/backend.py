@@ -126,7 +126,7 @@ class SessionBackend:
         return _PROCEED
 
     def _ask_policies(self, question: StageQuestion) -> MaybeDeferred[Response]:
-        if not self._terms.chain.asks(question.stage):
+        if question.stage not in self._terms.chain.asked:
             return _PROCEED
         return then(self._policies.ask(question), self._answer_of, question.stage)
 
@@ -223,20 +223,22 @@ class SessionBackend:
         if writer is None:
             return None
         writer.write(self._header.feed(data))
-        return writer if writer.congested else None
+        return writer if writer.in_file and writer.congested else None
 
     def _answer_message(self, question: MessageQuestion) -> MaybeDeferred[Response]:
         writer = self._writer
         if writer is None:
             return Refuse(replies.LOCAL_TROUBLE, reason="no message was begun")
-        writer.write(self._header.finish())
+        rest = self._header.finish()
+        if rest:
+            writer.write(rest)
         # All of the message was written, so this stays as it is.
         head = writer.head
         if self._header.received > MAX_HOPS or self._header.received_here > MAX_HOPS_HERE:
             return Refuse(replies.TOO_MANY_HOPS, reason="mail loop")
         if self._submitted is not None and self._submitted.refusal is not None:
             return self._refuse_submission(self._submitted.refusal, question.stage)
-        if writer.in_file or writer.failure is not None or self._terms.chain.asks(Stage.MESSAGE):
+        if writer.in_file or writer.failure is not None or Stage.MESSAGE in self._terms.chain.asked:
             return run(self._judge_message(question, writer, head))
         answer = self._commit.start(question.transaction, writer, self._submitted, head=head)
         self._writer = None
@@ -251,7 +253,7 @@ class SessionBackend:
         if writer.failure is not None:
             # A policy could not read it, and what that policy's failure costs may be a 5xx.
             return self._commit.not_stored(writer.failure, writer.queue_id)
-        if not self._terms.chain.asks(question.stage):
+        if question.stage not in self._terms.chain.asked:
             committed: Response = yield self._commit_if_awaited(question.transaction, writer)
             return committed
         content = self._content_for_policies(question.transaction, writer, head)

@@ -81,7 +81,7 @@ class MessageCommit:
             transaction, writer.queue_id, head, final, submitted=submitted, content=content
         )
         # Without its content, if no notice needs it.
-        head = submission.header_block + head if final.wants_notice else b""
+        head = submission.header_block + head if final.aliases and final.wants_notice else b""
         committed = self._terms.spool.commit(writer, submission)
         self.committing = transaction
         return committed.addCallbacks(
@@ -193,7 +193,8 @@ class MessageCommit:
     def _queued(
         self, envelope: Envelope, submission: Submission, aliases: Sequence[ExpandedAlias], head: bytes
     ) -> MaybeDeferred[Response]:
-        self._log_aliases(envelope, aliases)
+        if aliases:
+            self._log_aliases(envelope, aliases)
         metrics, listener = self._terms.metrics, self._facts.listener
         metrics.messages_accepted.labels(listener).inc()
         metrics.message_size.labels(listener).observe(envelope.size)

@@ -37,12 +37,12 @@ class RelayPolicy:
 
     def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:  # noqa: ARG002
         address, domains = recipient.address, self._domains
-        trusted = is_exempt(session, domains)
-        if not trusted and not domains.ends_here(address):
-            return RELAY_DENIED
-        if not domains.is_local(address.domain) or domains.has_mailbox(address):
+        if not is_exempt(session, domains):
+            if not domains.ends_here(address):
+                return RELAY_DENIED
+        elif not domains.is_local(address.domain):
             return CONTINUE
-        return NO_MAILBOX
+        return CONTINUE if domains.has_mailbox(address) else NO_MAILBOX
 
 
 @implementer(IPlugin, IPolicyPlugin)

@@ -66,9 +66,9 @@ class PolicyChain:
             )
             for loaded in policies
         ]
-        self._stages = frozenset(
-            stage for loaded, runner in self._runners for stage in calls_of(runner, loaded.policy)
-        )
+        asked = {stage for loaded, runner in self._runners for stage in calls_of(runner, loaded.policy)}
+        self.asked = frozenset({Stage.RCPT, *asked})
+        """The stages at which :meth:`PolicySession.ask` decides anything: RCPT is always one."""
         self._delivery_hooks = DeliveryHooks(
             [call for loaded, runner in self._runners if (call := route_of(runner, loaded.policy))],
             [call for loaded, runner in self._runners if (call := attempted_of(runner, loaded.policy))],
@@ -89,14 +89,10 @@ class PolicyChain:
         """For each policy by name, whether one of its breakers is open."""
         return {runner.name: runner.is_open for _, runner in self._runners}
 
-    def asks(self, stage: Stage) -> bool:
-        """Whether :meth:`PolicySession.ask` decides anything at ``stage``: at RCPT always."""
-        return stage is Stage.RCPT or stage in self._stages
-
     @property
     def unasked(self) -> frozenset[Stage]:
         """The stages that a session need not ask about, because no policy says anything there."""
-        return frozenset(stage for stage in (Stage.HELO, Stage.DATA) if not self.asks(stage))
+        return frozenset({Stage.HELO, Stage.DATA}) - self.asked
 
     def open(self, facts: SessionInfo) -> PolicySession:
         """Begin a session with the policies of its listener."""

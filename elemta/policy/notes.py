@@ -38,6 +38,10 @@ class Notes(MutableMapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         return self._private[key]
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The note under ``key``, else ``default``."""
+        return self._private.get(key, default)
+
     def __setitem__(self, key: str, value: Any) -> None:
         if key not in self._private and len(self._private) >= MAX_NOTES:
             raise ValueError(f"more than {MAX_NOTES} notes")

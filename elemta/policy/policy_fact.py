@@ -47,7 +47,10 @@ def tell(
         return False
     began = clock.seconds()
     try:
-        pending = as_deferred(call.method(*fact.shown), began + runner.timeout)
+        answer = call.method(*fact.shown)
+        if answer is None:
+            return False
+        pending = as_deferred(answer, began + runner.timeout)
     except BaseException:  # SystemExit and KeyboardInterrupt too: a policy ends no daemon
         failure = PolicyFailure(FailureKind.ERROR, clock.seconds() - began, Failure())
         runner.failed(call, failure, fact.session_id, fact.queue_id)

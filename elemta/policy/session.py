@@ -176,7 +176,10 @@ class PolicySession(ChainQuestion[StageQuestion]):
         session before it. Several reasons are joined.
         """
         views = self._transaction
-        held = self._held + (views.held if views is not None and views.facts is transaction else [])
+        own = views.held if views is not None and views.facts is transaction else None
+        if not (self._held or own):
+            return None
+        held = self._held + (own or [])
         return "; ".join(dict.fromkeys(held)) or None
 
     def committed(self, transaction: TransactionFacts) -> None:
@@ -332,8 +335,10 @@ class PolicySession(ChainQuestion[StageQuestion]):
             return ChainDecision(RELAY_UNKNOWN if self._grant_failed else RELAY_DENIED, MAY_RELAY)
         if self._accepted is not None:
             return self._settle(self._accepted)
+        if not self._marks:
+            return NO_OPINION
         self._hold()
-        return self._marks[0] if self._marks else NO_OPINION
+        return self._marks[0]
 
     def _asks_to_relay(self) -> bool:
         question = self._question

@@ -217,7 +217,8 @@ class Transaction:
         if self.message is not None:
             self.message.close()
             self.message = None
-        self._settle()
+        if self._facts.known_index is not None:
+            self._settle()
 
     def _place_in_question(self, address: Address) -> Recipient | None:
         """The recipient of this RCPT, where ``address`` is it or what it becomes."""

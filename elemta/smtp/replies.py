@@ -30,7 +30,9 @@ def closing(hostname: str) -> Reply:
 
 
 def queued(queue_id: str) -> Reply:
-    return Reply.of(250, "2.0.0", f"Message accepted for delivery; queued as {queue_id}")
+    text = f"Message accepted for delivery; queued as {queue_id}"
+    # A queue id has only what can stand in a reply.
+    return Reply(250, "2.0.0", (text,), f"250 2.0.0 {text}\r\n".encode("ascii"))
 
 
 def chunk_received(octets: int) -> Reply:

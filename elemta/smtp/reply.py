@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 # RFC 5321 §4.5.3.1.5: a reply line is at most 512 octets with the code and CRLF.
 _LONGEST_TEXT = 480
@@ -19,7 +19,7 @@ class Reply:
     enhanced: str
     lines: tuple[str, ...]
     #: What :meth:`encode` gives, once it has made it: nearly every reply is one of a few constants.
-    wire: bytes = field(default=b"", init=False, repr=False, compare=False)
+    wire: bytes = field(default=b"", repr=False, compare=False)
 
     @classmethod
     def of(cls, code: int, enhanced: str, *lines: str) -> Reply:
@@ -34,7 +34,7 @@ class Reply:
         return 400 <= self.code < 500
 
     def with_code(self, code: int, enhanced: str) -> Reply:
-        return replace(self, code=code, enhanced=enhanced)
+        return Reply(code, enhanced, self.lines)
 
     def encode(self) -> bytes:
         """The reply as the client receives it. Control characters of a text never reach the wire."""

@@ -149,12 +149,13 @@ class MessageWriter:
         # The first octets of a body in a file; of any other the chunks are all there is.
         self._head = bytearray()
         self._writing = False
-        self._ended = False
+        #: Whether the writer was committed or discarded.
+        self.ended = False
         self._waiting: list[Deferred[None]] = []
 
     def write(self, data: bytes) -> None:
         """Take the next octets. Returns at once; `congested` tells when to stop giving."""
-        if self._ended:
+        if self.ended:
             raise SpoolError("the message is already committed or discarded")
         if not data:
             return
@@ -167,11 +168,6 @@ class MessageWriter:
             self._write_out()
         elif self.size > self._bodies.settings.inline_limit or self._bodies.crowded:
             self._spill()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the writer was committed or discarded."""
-        return self._ended
 
     @property
     def in_file(self) -> bool:
@@ -217,9 +213,9 @@ class MessageWriter:
 
     def discard(self) -> None:
         """Forget the message; harmless after a commit."""
-        if self._ended:
+        if self.ended:
             return
-        self._ended = True
+        self.ended = True
         self._chunks = []
         # What the disk still works on stays in memory, and counted, until it is done with it.
         self._release(self._held - self._held_by_disk)
@@ -241,7 +237,7 @@ class MessageWriter:
 
     def take(self) -> bytes:
         """The whole body of a message in memory; the writer takes no more. The memory stays counted."""
-        self._ended = True
+        self.ended = True
         body, self._chunks = self._joined(), []
         return body
 
@@ -250,7 +246,7 @@ class MessageWriter:
 
         Fails with SpoolFull or SpoolError; then the file is gone.
         """
-        self._ended = True
+        self.ended = True
         done: Deferred[None] = Deferred()
         self.when_drained().addCallback(self._sync, done)
         return done
@@ -343,7 +339,7 @@ class MessageWriter:
             queue_id=self.queue_id,
             reason=str(error),
         )
-        if not self._ended:
+        if not self.ended:
             self._release(self._held_by_chunks)
         self._held_by_chunks = self._unwritten = 0
         self._chunks = []

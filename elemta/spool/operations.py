@@ -49,15 +49,11 @@ class NewMessage:
     hold: HoldCause = HoldCause.OPERATOR
     pays: Payment | None = None
     submission: Submission | None = None
+    cost: int = field(init=False)
 
-    @property
-    def cost(self) -> int:
-        return (
-            64 * len(self.parts)
-            + len(self.header)
-            + len(self.envelope)
-            + (len(self.content) if self.content is not None else 0)
-        )
+    def __post_init__(self) -> None:
+        content = 0 if self.content is None else len(self.content)
+        self.cost = 64 * len(self.parts) + len(self.header) + len(self.envelope) + content
 
 
 @dataclass(slots=True, eq=False)

@@ -107,7 +107,7 @@ def test_the_bundled_policies_are_found_by_the_public_mechanism():
 def test_the_default_chain_loads(start):
     chain = start(["limits", "relay"])
     assert [loaded.name for loaded in chain.policies] == ["limits", "relay"]
-    assert chain.asks(Stage.RCPT)
+    assert Stage.RCPT in chain.asked
 
 
 @BOTH
