@@ -44,7 +44,7 @@ def run(steps: Steps[T] | Coroutine[Deferred[Any], Any, T]) -> MaybeDeferred[T]:
     """
     try:
         value: Any = steps.send(None)
-        while not isinstance(value, Deferred):
+        while Deferred not in type(value).__mro__:
             value = steps.send(value)
     except StopIteration as end:
         at_once: T = end.value
@@ -128,8 +128,9 @@ def detached(
 
     After a cancellation ``unwanted`` gets the value, or ``failed`` the failure, when it comes.
     """
-    if not isinstance(value, Deferred):
+    if Deferred not in type(value).__mro__:
         return value
+    work: Deferred[T] = value  # type: ignore[assignment]  # a cast is a call
     awaited: Deferred[T] = Deferred()
 
     def succeeded(result: T) -> None:
@@ -144,7 +145,7 @@ def detached(
         else:
             awaited.errback(failure)
 
-    value.addCallbacks(succeeded, failure_came)
+    work.addCallbacks(succeeded, failure_came)
     return awaited
 
 

@@ -29,8 +29,8 @@ def write_at_once(transport: ITransport, data: bytes) -> None:
         transport.write(data)
         return
     connection: tcp.Connection = transport  # type: ignore[assignment]  # a cast is a call
-    # Nothing waits to be sent, and the connection is open and has no TLS. `_tempDataBuffer` is not public, and
-    # has been there for as long as there is Twisted: what `write` was given since the reactor sent something.
+    # Nothing waits to be sent, and the connection is open and has no TLS. `_tempDataBuffer` is not public,
+    # and as old as Twisted: it is what `write` was given since the last time the reactor sent something.
     if (
         connection.connected
         and not connection.TLS

@@ -95,7 +95,7 @@ def joined(parts: Iterable[str]) -> str:
 class Exceptions:
     """Exceptions of a limit: networks, by the client's address, and values of the limit's identities."""
 
-    __slots__ = ("_networks", "values")
+    __slots__ = ("_networks", "any", "values")
 
     def __init__(self, entries: Iterable[str] = ()) -> None:
         networks: list[IPv4Network | IPv6Network] = []
@@ -108,9 +108,11 @@ class Exceptions:
                 networks.append(network)
         self._networks = tuple(networks)
         self.values = frozenset(values)
+        #: Whether there is one.
+        self.any = bool(networks or values)
 
     def __bool__(self) -> bool:
-        return bool(self._networks or self.values)
+        return self.any
 
     def cover(self, ip: IPAddress) -> bool:
         """Whether a client at this address is exempt."""

@@ -122,7 +122,10 @@ class Limiter:
 
     def _requests(self, rule: Rule, subject: Subject) -> list[Request]:
         """What to ask of the store, with the overrides that hold."""
-        return self.overrides.applied(rule, rule.requests(subject), subject.session.client_ip)
+        requests = rule.requests(subject)
+        if not self.overrides.by_limit:
+            return requests
+        return self.overrides.applied(rule, requests, subject.session.client_ip)
 
     def _outbound_requests(self, rule: Rule, departure: OutboundCharge) -> list[Request]:
         return self.overrides.applied(rule, rule.outbound_requests(departure), departure.client_ip)
@@ -346,7 +349,7 @@ class Limiter:
 
     def _remembered(self, asked: Sequence[Request], now: float) -> list[Denial]:
         self._follow_overrides()
-        if not len(self._refusals) or any(_can_never_pass(request) for request in asked):
+        if not self._refusals.known or any(_can_never_pass(request) for request in asked):
             # What can never pass is refused permanently, even while less than it is refused for now.
             return []
         waits = [(request, self._refusals.wait(request, now)) for request in asked]
@@ -358,7 +361,8 @@ class Limiter:
             return self._refused(answer.denials, question.subject, question.began, question.no)
         seconds = self._store.seconds() - question.began
         for receipt in answer.receipts:
-            self._refusals.forget(receipt.request.key)
+            if self._refusals.known:
+                self._refusals.forget(receipt.request.key)
             self._metrics.checked(receipt.request.spec.name, "admitted", seconds)
         for denial in answer.denials:
             self._observe(denial, seconds)
@@ -432,8 +436,9 @@ class Limiter:
             # A refund that is lost makes a limit stricter until its window ends, and no more.
             _log.warn("a limit could not be given back", event="limit.refund_failed", reason=str(error))
             return
-        for receipt in due:
-            self._refusals.forget(receipt.request.key)
+        if self._refusals.known:
+            for receipt in due:
+                self._refusals.forget(receipt.request.key)
 
 
 def _seconds(wait: int | None) -> float:

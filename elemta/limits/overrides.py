@@ -151,7 +151,8 @@ class Overrides:
     def __init__(self, seconds: Clock) -> None:
         self._seconds = seconds
         self._known: tuple[Override, ...] = ()
-        self._by_limit: dict[str, _OfLimit] = {}
+        #: Those of each limit that has any.
+        self.by_limit: dict[str, _OfLimit] = {}
         self._specs: dict[tuple[int, tuple[str, ...]], tuple[LimitSpec, LimitSpec]] = {}
         self._callbacks: list[Callable[[], object]] = []
         self.generation = 0
@@ -175,14 +176,14 @@ class Overrides:
         if known == self._known:
             return
         self._known = known
-        self._by_limit, self._specs = {}, {}
+        self.by_limit, self._specs = {}, {}
         for override in known:
-            of_limit = self._by_limit.setdefault(override.limit, _OfLimit())
+            of_limit = self.by_limit.setdefault(override.limit, _OfLimit())
             of_limit.exact[override.identity] = override
             network = override.network
             if network is not None:
                 of_limit.networks.append((network, override))
-        for of_limit in self._by_limit.values():
+        for of_limit in self.by_limit.values():
             of_limit.networks.sort(key=lambda entry: -entry[0].prefixlen)
         self.generation += 1
         for callback in self._callbacks:
@@ -200,18 +201,18 @@ class Overrides:
 
     def of(self, limit: str, identity: str, client: IPAddress | None = None) -> Override | None:
         """The one that holds for this identity of the limit, and a client at this address."""
-        of_limit = self._by_limit.get(limit)
+        of_limit = self.by_limit.get(limit)
         return None if of_limit is None else of_limit.find(identity, client, self._seconds())
 
     def named(self, limit: str, identity: str) -> Override | None:
         """The one that was made for just this."""
-        of_limit = self._by_limit.get(limit)
+        of_limit = self.by_limit.get(limit)
         found = None if of_limit is None else of_limit.exact.get(identity)
         return found if found is not None and found.until > self._seconds() else None
 
     def applied(self, rule: Rule, requests: list[Request], client: IPAddress | None) -> list[Request]:
         """The requests with the rates that hold for them, without those that are exempt."""
-        of_limit = self._by_limit.get(rule.name)
+        of_limit = self.by_limit.get(rule.name)
         if of_limit is None or not requests:
             return requests
         now = self._seconds()

@@ -193,7 +193,7 @@ class Rule:
         return [Request(self.spec, identity, amount) for identity in identities]
 
     def _identities(self, subject: Subject) -> Sequence[str]:
-        if self.exceptions and self.exceptions.cover(subject.session.client_ip):
+        if self.exceptions.any and self.exceptions.cover(subject.session.client_ip):
             return ()
         about = subject.transaction
         if about is not None and subject.recipient is None and self._needs_recipient(subject):
@@ -211,7 +211,7 @@ class Rule:
         parts = []
         for identity in self.per:
             part = _PARTS[identity](subject)
-            if part is None or self.exceptions.name(part):
+            if part is None or (self.exceptions.any and self.exceptions.name(part)):
                 return None
             parts.append(part)
         return parts[0] if len(parts) == 1 else joined(parts)

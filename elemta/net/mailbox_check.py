@@ -33,7 +33,7 @@ class MailboxCheck:
         self._terms = terms
         self._facts = facts
         self.count: RecipientCount | None = None
-        if terms.domains.aliases:
+        if terms.domains.aliases.lines:
             self.count = RecipientCount(terms.domains, terms.session.max_recipients)
 
     def look(self, answer: Response, question: RcptQuestion) -> MaybeDeferred[Response]:

@@ -44,7 +44,6 @@ from elemta.smtp.events import (
     MessageStarted,
     PauseQuestion,
     Proceed,
-    Question,
     Refuse,
     Replied,
     Response,
@@ -166,7 +165,8 @@ class ESMTPProtocol(ClientConnection):
                 self._session.state.trace.ended()
         finally:
             # Whatever goes wrong: a connection that is gone takes no place and holds up no stop.
-            self._reading.count_waiting(0)
+            if self._reading.waiting_memory:
+                self._reading.count_waiting(0)
             self._registry.remove(self)
             self._log.closed(reason)
 
@@ -260,31 +260,9 @@ class ESMTPProtocol(ClientConnection):
 
     def _run(self, events: list[Event]) -> None:
         session = self._session
-        while True:
-            question: Question | None = None
-            for event in events:
-                if type(event) in _ACTIONS:
-                    _ACTIONS[type(event)](self, event)
-                elif isinstance(event, Question):
-                    # It is always the last.
-                    question = event
-                else:
-                    raise TypeError(f"no action for {event!r}")
-            if question is None:
-                if not session.held_up or not self._may_go_on():
-                    break
-                events = session.go_on()
-                continue
-            if type(question) is PauseQuestion:
-                answer = self._pause(question)
-            else:
-                answer = self._backend.answer(question)
-            if not isinstance(answer, Response):
-                # It has not fired yet: a value that is there comes as itself.
-                self._pending = answer
-                answer.addCallback(self._answered, answer)
-                break
-            events = session.answer(answer)
+        following: list[Event] | None = events
+        while following is not None:
+            following = self._act_on(following)
         if session.state.output:
             self._flush()
         if self._state is ConnectionState.OPEN:
@@ -293,6 +271,29 @@ class ESMTPProtocol(ClientConnection):
             self._shut_if_drained()
         if self._heard_all:
             self._leave_if_all_is_said()
+
+    def _act_on(self, events: list[Event]) -> list[Event] | None:
+        """Do what the session says, and answer what it asks; what came of that, None at an end."""
+        session = self._session
+        for event in events:
+            if type(event) in _ACTIONS:
+                _ACTIONS[type(event)](self, event)
+                continue
+            question = session.state.question
+            if event is not question:
+                raise TypeError(f"no action for {event!r}")
+            # It is always the last.
+            if type(question) is PauseQuestion:
+                answer = self._pause(question)
+            else:
+                answer = self._backend.answer(question)
+            if isinstance(answer, Response):
+                return session.answer(answer)
+            # It has not fired yet: a value that is there comes as itself.
+            self._pending = answer
+            answer.addCallback(self._answered, answer)
+            return None
+        return session.go_on() if session.held_up and self._may_go_on() else None
 
     def _may_go_on(self) -> bool:
         """Send a long output; whether the session may look at more of its input at once."""
@@ -410,7 +411,8 @@ class ESMTPProtocol(ClientConnection):
         self._deadlines.wait(TimeoutKind.CLOSE, self._registry.seconds())
         self._log.closing(reason)
         self.transport.unregisterProducer()
-        self.transport.resumeProducing()
+        if self._reading.paused_for:
+            self.transport.resumeProducing()
         if in_message and self.facts.tls is None:
             # TLS waits for the other side's close by itself.
             self.transport.loseWriteConnection()

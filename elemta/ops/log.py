@@ -211,6 +211,11 @@ class LogObserver:
             ):
                 # Nearly every value, as it is: `_plain` would come to the same in ten times as long.
                 record[key] = value
+            elif kind is list and ours:
+                record[key] = [
+                    each if type(each) is str and len(each) <= MAX_VALUE else _plain(each, 1)
+                    for each in value[:_MAX_ELEMENTS]
+                ]
             elif ours or isinstance(value, str | int | float):
                 record[key] = _plain(value)
         failure = event.get("log_failure")

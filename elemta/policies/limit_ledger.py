@@ -75,5 +75,5 @@ class SessionLedger:
     def record(self, charge: Charge) -> None:
         """Keep the receipts that belong to the connection."""
         for receipt in charge.of_session:
-            self.keys.add(receipt.key)
+            self.keys.add(receipt.request.key)
             self.receipts.append(receipt)

@@ -182,7 +182,8 @@ class SessionState:
         """End the transaction and the session; nothing is sent or read any more."""
         if self.closed:
             return
-        self._release_reply()
+        if self.held is not None:
+            self._release_reply()
         self.end_transaction(accepted=False)
         self.stop()
         self.events.append(Close(reason, in_message))

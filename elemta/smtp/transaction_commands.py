@@ -175,7 +175,8 @@ def take_data(session: SessionState, block: bytes) -> int:
             END_OF_DATA, replies.BARE_NEWLINE_IN_MESSAGE, "a lone dot and a bare CR or LF", in_message=True
         )
     elif message.far_too_large:
-        session.reply_and_close(END_OF_DATA, message.refusal, "message far beyond the size limit", in_message=True)
+        refusal = message.refusal
+        session.reply_and_close(END_OF_DATA, refusal, "message far beyond the size limit", in_message=True)
     elif used is not None:
         session.reading = ExpectedInput.COMMAND
         _message_received(session, END_OF_DATA)
