@@ -19,6 +19,7 @@ from elemta.net.message_commit import MessageCommit
 from elemta.net.refusals import RefusalLimits
 from elemta.net.submission import SubmissionRules, SubmittedHeader
 from elemta.policy import CONTINUE, ChainDecision, Disconnect, Message
+from elemta.policy.asking import NO_OPINION
 from elemta.policy.message_view import MessageContent
 from elemta.policy.verdicts import reply_of
 from elemta.runtime.fast_logger import FastLogger
@@ -95,10 +96,11 @@ class SessionBackend:
             answer = self._internal_error(Failure())
         tells = self._tells_refusals
         # Nearly every answer is there at once.
-        if isinstance(answer, Response):
-            return self._tell_refusal(answer, question) if tells else answer
-        answer.addErrback(self._internal_error)
-        return fired_value(answer.addCallback(self._tell_refusal, question) if tells else answer)
+        if Deferred not in type(answer).__mro__:
+            return then(answer, self._tell_refusal, question) if tells else answer
+        later: Deferred[Response] = answer  # type: ignore[assignment]  # a cast is a call
+        later.addErrback(self._internal_error)
+        return fired_value(later.addCallback(self._tell_refusal, question) if tells else later)
 
     def _tell_refusal(self, answer: Response, question: Question) -> Response:
         if isinstance(answer, Refuse) and isinstance(question, StageQuestion):
@@ -128,7 +130,9 @@ class SessionBackend:
     def _ask_policies(self, question: StageQuestion) -> MaybeDeferred[Response]:
         if question.stage not in self._terms.chain.asked:
             return _PROCEED
-        return then(self._policies.ask(question), self._answer_of, question.stage)
+        decision = self._policies.ask(question)
+        # Nearly every question is answered so.
+        return _PROCEED if decision is NO_OPINION else then(decision, self._answer_of, question.stage)
 
     # Recipients
 
@@ -137,7 +141,10 @@ class SessionBackend:
         # RFC 5321 §4.5.3.1.10
         if count is not None and not count.admits(question.transaction, question.recipient):
             return Refuse(replies.TOO_MANY_RECIPIENTS, reason="an alias leads to too many mailboxes")
-        return then(self._ask_policies(question), self._mailboxes.look, question)
+        answer = self._ask_policies(question)
+        if answer is _PROCEED:
+            return self._mailboxes.look(_PROCEED, question)
+        return then(answer, self._mailboxes.look, question)
 
     def _answer_of(self, decision: ChainDecision, stage: Stage) -> Response:
         verdict = decision.verdict

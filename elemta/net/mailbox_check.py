@@ -43,13 +43,19 @@ class MailboxCheck:
         recipient, replacement = question.recipient, question.transaction.replacement
         if replacement is not None:
             return self._look_for_replacement(replacement, question) if replacement else answer
-        targets = self._terms.domains.expand(recipient.address, self._terms.session.max_recipients)
+        if self.count is None:
+            targets: tuple[Address, ...] = (recipient.address,)
+        else:
+            targets = self._terms.domains.expand(recipient.address, self._terms.session.max_recipients)
         # Without aliases no address is beyond ASCII where the client did not say SMTPUTF8.
         utf8 = question.transaction.parameters.smtputf8 or self.count is not None
         if utf8 and self._is_not_taken(question.transaction.sender, targets):
             return self._refuse_internationalized(recipient.address)
         if len(targets) == 1:
-            return then(self._has_mailbox(targets[0]), self._answer_of_mailbox, recipient)
+            exists = self._has_mailbox(targets[0])
+            if exists is True and self.count is None:
+                return _PROCEED
+            return then(exists, self._answer_of_mailbox, recipient)
         return run(self._look_for_one(targets, recipient))
 
     def _look_for_replacement(

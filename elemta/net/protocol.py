@@ -287,11 +287,12 @@ class ESMTPProtocol(ClientConnection):
                 answer = self._pause(question)
             else:
                 answer = self._backend.answer(question)
-            if isinstance(answer, Response):
-                return session.answer(answer)
+            if Deferred not in type(answer).__mro__:
+                return session.answer(answer)  # type: ignore[arg-type]  # as `then` looks at it
             # It has not fired yet: a value that is there comes as itself.
-            self._pending = answer
-            answer.addCallback(self._answered, answer)
+            pending: Deferred[Response] = answer  # type: ignore[assignment]
+            self._pending = pending
+            pending.addCallback(self._answered, pending)
             return None
         return session.go_on() if session.held_up and self._may_go_on() else None
 
@@ -379,7 +380,8 @@ class ESMTPProtocol(ClientConnection):
             reading.resume("input", self._state)
 
     def _flush(self) -> None:
-        output = self._session.take_output()
+        state = self._session.state
+        output, state.output = state.output, b""
         if output and self._state is not ConnectionState.LOST:
             write_at_once(self.transport, output)
 

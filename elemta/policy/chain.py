@@ -69,7 +69,7 @@ class PolicyChain:
         asked = {stage for loaded, runner in self._runners for stage in calls_of(runner, loaded.policy)}
         self.asked = frozenset({Stage.RCPT, *asked})
         """The stages at which :meth:`PolicySession.ask` decides anything: RCPT is always one."""
-        self._delivery_hooks = DeliveryHooks(
+        self.delivery_hooks = DeliveryHooks(
             [call for loaded, runner in self._runners if (call := route_of(runner, loaded.policy))],
             [call for loaded, runner in self._runners if (call := attempted_of(runner, loaded.policy))],
             clock,
@@ -79,11 +79,7 @@ class PolicyChain:
                 call for loaded, runner in self._runners if (call := recording_of(runner, loaded.policy))
             ],
         )
-
-    @property
-    def delivery_hooks(self) -> DeliveryHooks:
         """The same policies in delivery."""
-        return self._delivery_hooks
 
     def open_breakers(self) -> dict[str, bool]:
         """For each policy by name, whether one of its breakers is open."""

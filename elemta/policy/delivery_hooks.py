@@ -61,6 +61,8 @@ class DeliveryHooks:
         # Until when no record waits for a policy, by its name: it took its whole timeout.
         self._not_awaited: dict[str, float] = {}
         self._signers = tuple(signers)
+        self.signs = bool(self._signers)
+        """Whether any policy signs what leaves."""
         self._asked = tuple(asked)
         self._notified = tuple(notified)
         self._clock = clock
@@ -124,11 +126,6 @@ class DeliveryHooks:
         patient = self._clock.seconds() >= self._not_awaited.get(name, 0.0)
         later = tell(call, fact, self._clock, over if patient else None)
         return done if later and patient else None
-
-    @property
-    def signs(self) -> bool:
-        """Whether any policy signs what leaves."""
-        return bool(self._signers)
 
     def sign(self, envelope: Envelope, content: MessageContent) -> MaybeDeferred[bytes]:
         """Let the policies sign a message that is about to be stored; returns the fields to put on top.

@@ -251,7 +251,7 @@ class ServerSession:
         state = self.state
         self.held_up = False
         while not state.closed:
-            if self.unread or (state.output and len(state.output) > self._settings.max_output):
+            if self.unread:
                 self.held_up = True
                 break
             if state.held is not None and state.question is None:
@@ -261,6 +261,9 @@ class ServerSession:
             reading = state.reading
             if not self.input.octets and reading is not ExpectedInput.CHUNK:
                 # Only a chunk may end without another octet.
+                break
+            if state.output and len(state.output) > self._settings.max_output:
+                self.held_up = True
                 break
             if reading not in _TAKEN_BY or not _TAKEN_BY[reading](self):
                 break

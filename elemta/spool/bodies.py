@@ -146,6 +146,8 @@ class MessageWriter:
         self._held_by_chunks = 0
         self._held_by_disk = 0
         self._file: BodyFile | None = None
+        #: Whether the body goes to a file.
+        self.in_file = False
         # The first octets of a body in a file; of any other the chunks are all there is.
         self._head = bytearray()
         self._writing = False
@@ -168,10 +170,6 @@ class MessageWriter:
             self._write_out()
         elif self.size > self._bodies.settings.inline_limit or self._bodies.crowded:
             self._spill()
-
-    @property
-    def in_file(self) -> bool:
-        return self._file is not None
 
     @property
     def head(self) -> bytes:
@@ -228,6 +226,7 @@ class MessageWriter:
         """
         gone: Deferred[None] = Deferred()
         file, self._file = self._file, None
+        self.in_file = False
         self.discard()
         if file is None:
             gone.callback(None)
@@ -287,6 +286,7 @@ class MessageWriter:
 
     def _spill(self) -> None:
         self._file = self._bodies.new_file(self.queue_id)
+        self.in_file = True
         self._bodies.writers[self] = None
         for chunk in self._chunks:
             self._extend_head(chunk)

@@ -146,7 +146,7 @@ class Intake:
         )
         self._writers[operation] = writer
         if operation.content is not None:
-            return cast("Deferred[Envelope]", self._submit(operation, envelope))
+            return self._submit(operation, envelope)
         done: Deferred[Envelope] = Deferred()
         self._syncing += 1
         writer.finish().addCallbacks(

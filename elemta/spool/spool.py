@@ -383,7 +383,7 @@ class Spool(QueueLookups, Intake):
     def _refusal(self) -> SpoolError | None:
         if self._closed:
             return SpoolError("the spool is closed")
-        if not self.healthy:
+        if not self._commits.healthy:
             return SpoolError("the spool's disk failed and is not yet trusted again")
         return None
 
