@@ -6,12 +6,16 @@ RFC 5321 §4.5.5, RFC 6531 §3.3, RFC 5890 §2.3.2.1.
 
 from __future__ import annotations
 
+import re
+from unittest import mock
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from elemta.address import NULL, Address
 from elemta.errors import AddressSyntaxError
+from elemta.smtp import path as paths
 from elemta.smtp.path import parse_address, parse_domain, parse_forward_path, parse_reverse_path
 
 
@@ -243,6 +247,25 @@ domains = st.one_of(
 def test_every_address_is_read_back_from_its_text(local: str, domain: str) -> None:
     address = Address(local, domain)
     assert parse_address(str(address)) == address
+
+
+@given(st.text(alphabet='aZ9@@.-_+"é[] ', max_size=70))
+@example("a@" + "b" * 64)
+@example("a" * 65 + "@b")
+@example("a@b--c.d")
+@example("a@-b")
+@example("a@b.")
+def test_an_ordinary_address_is_read_as_any_other(text: str) -> None:
+    with mock.patch.object(paths, "_ORDINARY", re.compile(r"(?!)")):
+        try:
+            expected = parse_address(text)
+        except AddressSyntaxError:
+            expected = None
+    try:
+        found = parse_address(text)
+    except AddressSyntaxError:
+        found = None
+    assert found == expected
 
 
 @given(st.text(max_size=80))
