@@ -202,7 +202,7 @@ class CounterTable:
         """The counter to charge. None: this was the first charge of an identity, and it is noted, packed."""
         identity, bounds = request.identity, request.spec.bounds
         counter = self._known(request)
-        if counter is not None and self._counters.get(identity) is counter:
+        if counter is not None and (not self._shared or self._counters.get(identity) is counter):
             return counter
         if counter is not None and counter.expires <= now:
             del self._shared[share(identity)]

@@ -115,10 +115,8 @@ class Limiter:
         """Whether any limit is charged at this stage."""
         return bool(self._by_stage[stage] or self._of_null_sender[stage])
 
-    def _rules(self, stage: Stage, transaction: TransactionLike | None) -> tuple[Rule, ...]:
-        if transaction is not None and not transaction.sender:
-            return self._of_null_sender[stage]
-        return self._by_stage[stage]
+    def _rules(self, stage: Stage, transaction: TransactionLike) -> tuple[Rule, ...]:
+        return self._by_stage[stage] if transaction.sender else self._of_null_sender[stage]
 
     def _requests(self, rule: Rule, subject: Subject) -> list[Request]:
         """What to ask of the store, with the overrides that hold."""
@@ -146,7 +144,7 @@ class Limiter:
         counted once only is not charged for them again. ``may_delay`` says that the caller will wait and
         ask once more where the refusal is one that delays.
         """
-        rules = self._rules(stage, transaction)
+        rules = self._by_stage[stage] if transaction is None else self._rules(stage, transaction)
         if not rules:
             return _NOTHING
         subject = Subject(session, transaction, recipient, self.mailbox)

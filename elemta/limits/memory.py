@@ -34,6 +34,18 @@ MAX_KEYS = 200_000
 _MICROSECONDS = 1_000_000
 
 
+class _CounterTables(dict[str, CounterTable]):
+    """The table of each limit by its name, made when it is first needed."""
+
+    def __init__(self, max_keys: int) -> None:
+        super().__init__()
+        self._max_keys = max_keys
+
+    def __missing__(self, limit: str) -> CounterTable:
+        table = self[limit] = CounterTable(self._max_keys)
+        return table
+
+
 @implementer(ILimitStore)
 class LocalStore:
     """Limits counted by this process alone; gone when it ends.
@@ -46,8 +58,7 @@ class LocalStore:
 
     def __init__(self, clock: HasSeconds, *, max_keys: int = MAX_KEYS) -> None:
         self._clock = clock
-        self._max_keys = max_keys
-        self._tables: dict[str, CounterTable] = {}
+        self._tables = _CounterTables(max_keys)
 
     def seconds(self) -> float:
         return self._clock.seconds()
@@ -97,7 +108,7 @@ class LocalStore:
             if receipt.settled or not receipt.is_lease:
                 continue
             receipt.settled = True
-            leases = self._table(receipt.request.spec).leases
+            leases = self._tables[receipt.request.spec.name].leases
             left = leases.get(receipt.request.identity, 0) - receipt.request.amount
             if left > 0:
                 leases[receipt.request.identity] = left
@@ -115,7 +126,7 @@ class LocalStore:
         now = self._now()
         found = []
         for request in requests:
-            table = self._table(request.spec)
+            table = self._tables[request.spec.name]
             leases = table.leases.get(request.identity, 0)
             found.append(Snapshot(request, now, table.copy_of(request), leases))
         return tuple(found)
@@ -131,7 +142,7 @@ class LocalStore:
     def top(self, spec: LimitSpec, count: int) -> Ranking:
         """Looks at every key of the limit, about a microsecond each: for people, not for sessions."""
         now = self._now()
-        table = self._table(spec)
+        table = self._tables[spec.name]
         if spec.leases is None:
             first = table.fullest(count, now, spec.bounds)
         else:
@@ -141,20 +152,14 @@ class LocalStore:
 
     def size(self, spec: LimitSpec) -> int:
         """How many identities of a limit have a count of their own."""
-        return len(self._table(spec))
+        return len(self._tables[spec.name])
 
     def _now(self) -> int:
         return int(self._clock.seconds() * _MICROSECONDS)
 
-    def _table(self, spec: LimitSpec) -> CounterTable:
-        table = self._tables.get(spec.name)
-        if table is None:
-            table = self._tables[spec.name] = CounterTable(self._max_keys)
-        return table
-
     def _wait(self, request: Request, now: int) -> int | None:
         spec = request.spec
-        table = self._table(spec)
+        table = self._tables[spec.name]
         if spec.leases is not None:
             if request.amount > spec.leases:
                 return None
@@ -164,14 +169,14 @@ class LocalStore:
         return None if passes is None else passes - now
 
     def _charge(self, request: Request, now: int, *, newest: bool = False) -> Receipt:
-        table = self._table(request.spec)
+        table = self._tables[request.spec.name]
         if request.spec.leases is not None:
             table.leases[request.identity] = table.leases.get(request.identity, 0) + request.amount
             return Receipt(request, now)
         return Receipt(request, now, table.charge(request, now, newest=newest))
 
     def _usage(self, request: Request, now: int) -> Usage:
-        table = self._table(request.spec)
+        table = self._tables[request.spec.name]
         wait = self._wait(request, now)
         if request.spec.leases is not None:
             return Usage(request, (table.leases.get(request.identity, 0),), wait)

@@ -182,6 +182,9 @@ class Rule:
 
     def requests(self, subject: Subject) -> list[Request]:
         """What to ask of the store; nothing where the rule does not apply. Never the same key twice."""
+        if subject.transaction is None and not self.exceptions.any:
+            identity = self._identity(subject)
+            return [] if identity is None or self.counts is Counts.BYTES else [Request(self.spec, identity)]
         identities = self._identities(subject)
         if not identities:
             return []

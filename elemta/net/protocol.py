@@ -368,7 +368,9 @@ class ESMTPProtocol(ClientConnection):
         # A partial command line gets no new deadline, nor does a message's next read.
         if self._has_replied or waiting is not self._deadlines.waiting:
             self._has_replied = False
-            self._deadlines.wait(waiting, self._registry.seconds())
+            registry = self._registry
+            # The seconds of the registry, for each command.
+            self._deadlines.wait(waiting, registry.reactor_seconds() - registry.stood_still)
         buffered = session.input.octets
         reading = self._reading
         if buffered or reading.waiting_memory:

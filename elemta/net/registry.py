@@ -102,6 +102,8 @@ class ConnectionRegistry:
 
     def __init__(self, runtime: Runtime, max_connections: int, metrics: NetMetrics | None = None) -> None:
         self._reactor: IReactorTime = runtime.reactor
+        #: The time by which :meth:`seconds` goes.
+        self.reactor_seconds = self._reactor.seconds
         self.max_connections = max_connections
         self.max_connections_per_ip = max_connections
         self.credit: ClientCredit | None = None
@@ -114,7 +116,8 @@ class ConnectionRegistry:
         self._numbers = count(1)
         self._when_empty: list[Callable[[], None]] = []
         self._looked_at = 0.0
-        self._stood_still = 0.0
+        #: For so many seconds this process stood still.
+        self.stood_still = 0.0
         self.handshake_log = HandshakeLog(self.seconds)
         self.refusals = RecentRefusals(runtime.wall)
         self.overload = OverloadLimit(
@@ -127,7 +130,7 @@ class ConnectionRegistry:
 
     def seconds(self) -> float:
         """The clock of sessions. It stands still while this process does: that time is no client's."""
-        return self._reactor.seconds() - self._stood_still
+        return self.reactor_seconds() - self.stood_still
 
     def pause(self, seconds: float) -> Deferred[None]:
         """Fires after so many seconds."""
@@ -199,7 +202,7 @@ class ConnectionRegistry:
         before, self._looked_at = self._looked_at, self._reactor.seconds()
         late = self._looked_at - before - LOOK_SECONDS
         if late > STANDSTILL_SECONDS:
-            self._stood_still += late
+            self.stood_still += late
             _log.warn(
                 "the daemon stood still; sessions get that time back",
                 event="daemon.stood_still",

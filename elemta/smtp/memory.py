@@ -76,9 +76,12 @@ class EnvelopeMemory:
 
     def shortage(self, octets: int) -> Shortage | None:
         """Why there is no space for so many octets more; None where there is."""
-        if self.held + octets > self._limit:
+        wanted = self.held + octets
+        if wanted > self._limit:
             return Shortage.ENVELOPE
-        return None if self._budget.has_space_for(self.held, octets) else Shortage.PROCESS
+        if wanted <= SMALL_ENVELOPE or self._budget.has_space_for(self.held, octets):
+            return None
+        return Shortage.PROCESS
 
     def take(self, octets: int) -> None:
         """Count so many octets more."""

@@ -114,7 +114,7 @@ class ServerSession:
     def open(self) -> list[Event]:
         """The connection stands, and with implicit TLS its handshake is done: ask whether it is accepted."""
         if not self.state.closed:
-            self.state.ask(ConnectQuestion(self.facts), self._greet)
+            self.state.ask(ConnectQuestion(self.state.facts), self._greet)
         return self._events()
 
     def receive(self, data: bytes) -> list[Event]:
