@@ -130,7 +130,7 @@ def test_leases_are_held_until_they_are_released_once() -> None:
     assert used(store, terms) == 1
     store.release(two.receipts)
     assert used(store, terms) == 0
-    assert store._table(terms).leases == {}
+    assert store._tables[terms.name].leases == {}
 
 
 def test_a_lease_that_is_refused_leaves_the_rate_beside_it_uncharged() -> None:
@@ -176,7 +176,7 @@ def test_a_flood_of_identities_does_not_reset_another_client() -> None:
         store.acquire([Request(terms, f"flood{number}")])
     assert not store.acquire([Request(terms, "client")]).granted
     assert store.size(terms) == 100
-    assert store._table(terms).shared <= SHARED_COUNTERS
+    assert store._tables[terms.name].shared <= SHARED_COUNTERS
 
 
 def test_what_has_expired_makes_room_for_others() -> None:
@@ -187,7 +187,7 @@ def test_what_has_expired_makes_room_for_others() -> None:
     clock.advance(11)
     for number in range(100):
         store.acquire([Request(terms, f"new{number}")])
-    table = store._table(terms)
+    table = store._tables[terms.name]
     assert all(f"new{number}" in table for number in range(100))
     assert table.shared == 0
 
@@ -208,7 +208,7 @@ def test_who_finds_room_again_starts_with_what_was_used_while_sharing() -> None:
     for _ in range(3):
         assert store.acquire([Request(terms, "second")]).granted
     assert not store.acquire([Request(terms, "second")]).granted
-    assert "second" in store._table(terms)
+    assert "second" in store._tables[terms.name]
 
 
 def test_who_finds_room_in_the_middle_of_a_window_goes_on_counting() -> None:
@@ -220,7 +220,7 @@ def test_who_finds_room_in_the_middle_of_a_window_goes_on_counting() -> None:
         assert store.acquire([Request(terms, "second")]).granted
     clock.advance(31)
     assert store.acquire([Request(terms, "second")]).granted
-    assert "second" in store._table(terms)
+    assert "second" in store._tables[terms.name]
     assert not store.acquire([Request(terms, "second")]).granted
 
 
