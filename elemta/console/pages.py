@@ -134,7 +134,7 @@ class Pages:
             "operates": caller is not None and caller.role.may(AccessRole.OPERATOR),
             "csrf": "" if caller is None or caller.csrf is None else caller.csrf,
             "path": path,
-            "version": __version__,
+            "elemta_version": __version__,
             **page.values,
         }
         return Answer(page.status, self._renderer.render(page.template, values))

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from elemta import __version__
 from elemta.console.pages import READ
 from tests.support.hostile_fleet import SCRIPT, HostileFleet
 
@@ -82,7 +83,9 @@ def test_hostile_mail_is_text_on_every_page(fleet: HostileFleet) -> None:
         status, text = fleet.page(path)
         assert status == (404 if path.startswith("/nowhere") else 200), (path, text)
         assert len(text) < 2_000_000, path
-        shown += SCRIPT in check(text, path).text
+        page = check(text, path)
+        assert f"Elemta {__version__} · " in page.text, path
+        shown += SCRIPT in page.text
     assert shown > 10
 
 
