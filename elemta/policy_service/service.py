@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from elemta.config import ChargeMessagesAt, PolicyServiceConfig
+from elemta.directwrite import write_at_once
 from elemta.errors import PolicyRequestError
 from elemta.limits import Limiter
 from elemta.metrics import PolicyServiceMetrics
@@ -30,6 +31,7 @@ REQUEST_SECONDS = 30.0
 """The time for the rest of a request that has begun. Postfix keeps a connection that is idle."""
 MAX_CONNECTIONS = 20_000
 LOCAL_TROUBLE = "DEFER_IF_PERMIT 4.3.0 Local trouble, try again later"
+_ENCODED_DUNNO = encode_answer(DUNNO)
 _REQUEST_KIND = "smtpd_access_policy"
 _ACTION_KINDS = {"DUNNO": "dunno", "DEFER_IF_PERMIT": "defer", "REJECT": "reject", "421": "disconnect"}
 
@@ -134,8 +136,7 @@ class PolicyServiceProtocol(Protocol):
             decided = self._owner.decider.decide(request)
             if isinstance(decided, Deferred):  # the loop goes on where the answer is there at once
                 self._answering = self._in_loop = True
-                decided.addErrback(self._failed)
-                decided.addCallback(self._decided, began)
+                decided.addCallbacks(self._decided, self._failed, callbackArgs=(began,), errbackArgs=(began,))
                 self._in_loop = False
                 if self._answering:
                     return
@@ -154,18 +155,25 @@ class PolicyServiceProtocol(Protocol):
             return
         self._observe(began)
         self._send(action)
-        if not (self._in_loop or self._is_behind):
-            self._resume()
+        if self._in_loop or self._is_behind:
+            return
+        self._resume()
+        if len(self._reader) or self._at_end:
             self._answer_all()
 
-    def _failed(self, failure: Failure) -> str:
+    def _failed(self, failure: Failure, began: float) -> None:
         _log.failure("a policy request failed", failure, event="policy_service.internal_error")
-        return LOCAL_TROUBLE
+        self._decided(LOCAL_TROUBLE, began)
 
     def _send(self, action: str) -> None:
         self._owner.count(action)
         transport: Any = self.transport
-        transport.write(encode_answer(action))
+        answer = _ENCODED_DUNNO if action is DUNNO else encode_answer(action)
+        if len(self._reader):
+            # Further answers may follow in this turn, and go in one call of the system with it.
+            transport.write(answer)
+        else:
+            write_at_once(transport, answer)
 
     def _observe(self, began: float) -> None:
         self._owner.observe(self._owner.reactor.seconds() - began)
@@ -220,7 +228,9 @@ class PolicyServiceFactory(Factory):
         self._metrics = metrics
         self._connections = metrics.connections.labels(service.name)
         self._refused = metrics.refused_requests.labels(service.name)
-        self._actions = {kind: metrics.requests.labels(service.name, kind) for kind in _ACTION_KINDS.values()}
+        self._actions = {
+            word: metrics.requests.labels(service.name, kind) for word, kind in _ACTION_KINDS.items()
+        }
         self._seconds = metrics.seconds.labels(service.name)
 
     def set_limits(self, limiter: Limiter, charge_messages_at: ChargeMessagesAt) -> None:
@@ -247,7 +257,8 @@ class PolicyServiceFactory(Factory):
             self._connections.dec()
 
     def count(self, action: str) -> None:
-        self._actions[_ACTION_KINDS[action.partition(" ")[0]]].inc()
+        kind = action if action is DUNNO else action.partition(" ")[0]
+        self._actions[kind].inc()
 
     def observe(self, seconds: float) -> None:
         self._seconds.observe(seconds)
