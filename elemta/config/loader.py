@@ -18,7 +18,7 @@ from elemta.config.faults import Faults
 from elemta.config.layout import SECTIONS, Section
 from elemta.config.names import is_host_name
 from elemta.config.reader import homes_of, read_policy_common, read_table
-from elemta.config.schema import DEFAULT_LISTENER, LimitConfig
+from elemta.config.schema import DEFAULT_LISTENER, LimitConfig, RouteConfig
 from elemta.config.values import nearest
 from elemta.errors import ConfigError, Fault
 
@@ -26,8 +26,9 @@ Document = Mapping[str, object]
 
 MAX_PUSHED = 1000
 """The most [[limit]] tables of one set of pushed limits."""
-# In the place of a [[limit]] that can't be read, so that those behind it keep their numbers in faults.
+# In the place of a table that can't be read, so that those behind it keep their numbers in faults.
 _NO_LIMIT = LimitConfig("", (), Counts.MESSAGES, ())
+_NO_TABLE: Mapping[type, object] = {LimitConfig: _NO_LIMIT, RouteConfig: RouteConfig((), "hold:")}
 # A key begins a line, a header, or a pair of an inline table.
 _LONG_KEY = re.compile(
     r"""(?:^|[\[{,])[ \t]*(?:(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){64}""",
@@ -196,7 +197,7 @@ def _read(
             key = f"{section.table}[{number}]" if section.many else section.table
             explicit.update(f"{key}.{name}" for name in table)
             one = read_table(section.shape, table, key, faults)
-            read.append(_NO_LIMIT if one is None and section.shape is LimitConfig else one)
+            read.append(_NO_TABLE.get(section.shape) if one is None else one)
         if section.many and document.get(section.table) == []:
             explicit.add(section.table)
         complete = complete and None not in read

@@ -48,6 +48,7 @@ def _faults_of_parts(config: Config, runtime: ProcessRuntime) -> tuple[Fault, ..
         *_of_checkers(config, runtime),
         *_of_senders(config),
         *of_certificates,
+        *_of_routes(config),
     )
 
 
@@ -88,6 +89,17 @@ def _of_certificates(config: Config, runtime: ProcessRuntime) -> tuple[tuple[Fau
     except ConfigError as error:
         return (), error.faults
     return tuple(certificate_cautions(certificates, runtime.wall())), ()
+
+
+def _of_routes(config: Config) -> tuple[Fault, ...]:
+    """The faults of files of credentials and authorities. Needs OpenSSL, too."""
+    from elemta.delivery.routes import routes_from_config  # noqa: PLC0415
+
+    try:
+        routes_from_config(config, Domains(frozenset()))
+    except ConfigError as error:
+        return error.faults
+    return ()
 
 
 def _of_checkers(config: Config, runtime: ProcessRuntime) -> tuple[Fault, ...]:

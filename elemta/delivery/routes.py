@@ -28,7 +28,7 @@ from elemta.delivery.connection_terms import DEFAULT_TERMS, ConnectionTerms
 from elemta.delivery.transport import ConfiguredRoute, transport_of
 from elemta.domains import Domains, canonical_domain
 from elemta.envelope import Recipient
-from elemta.errors import ConfigError, Fault
+from elemta.errors import ConfigError, Fault, FaultCollector
 from elemta.policy.route_choice import RouteChoice
 from elemta.smtp.sasl import Credentials
 
@@ -214,9 +214,13 @@ class NextHopRoute(Route):
     def from_config(cls, configured: ConfiguredRoute) -> NextHopRoute:
         """The route of a ``[[route]]``; its files are read here. ConfigError."""
         config, target = configured.config, configured.target
-        credentials = None
-        if config.credentials:
-            credentials = read_credentials(config.credentials, f"{configured.key}.credentials")
+        credentials, terms, faults = None, DEFAULT_TERMS, FaultCollector()
+        with faults:
+            if config.credentials:
+                credentials = read_credentials(config.credentials, f"{configured.key}.credentials")
+        with faults:
+            terms = ConnectionTerms.of(config, configured.key)
+        faults.check()
         return cls(
             config.to,
             configured.domains,
@@ -227,7 +231,7 @@ class NextHopRoute(Route):
             target.kind is not TargetKind.SMTP,
             config.tls,
             credentials,
-            ConnectionTerms.of(config, configured.key),
+            terms,
         )
 
     @property

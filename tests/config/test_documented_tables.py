@@ -67,6 +67,8 @@ def with_files(text: str, directory: Path) -> str:
             path.write_text(first_text_under("## The file of senders", "docs/submission.md"))
         elif path.name == "recipients":
             path.write_text("anna@example.org\n")
+        elif path.name == "smarthost":
+            path.write_text("elemta:secret\n")
         elif path.name == "users":
             path.touch(mode=0o600)
         elif f'\nfile = "{name}"' in text:

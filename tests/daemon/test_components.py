@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from elemta.daemon.components import (
 from elemta.errors import ConfigError, PolicyUnavailable
 from elemta.metric_registry import MetricRegistry
 from elemta.runtime import Runtime
+from tests.ctl.test_main import run
 
 LIMIT = """
 [server]
@@ -199,3 +201,40 @@ max_delay = "long"
         "domains.recipients",
         "policy.limits.max_delay",
     ]
+
+
+def test_a_route_that_cannot_be_read_hides_no_file_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "elemta.toml"
+    path.write_text(f'''
+[server]
+hostname = "mx.example.test"
+[tls]
+certificate = "{tmp_path}/mx.pem"
+[[route]]
+domains = ["a.example"]
+[[route]]
+domains = ["b.example"]
+to = "smtp://b.example"
+tls = "require"
+credentials = "{tmp_path}/credentials"
+ca = "{tmp_path}/ca.pem"
+[[route]]
+domains = ["c.example"]
+to = "mx:"
+tls = "require"
+ca = "{tmp_path}/ca.pem"
+''')
+    keys = ["route[1].to", "tls.certificate", "route[2].credentials", "route[2].ca", "route[3].ca"]
+    runtime = Runtime.of(MemoryReactorClock())
+    with pytest.raises(ConfigError) as caught:
+        load(str(path), {})
+    error = with_faults_of_parts(caught.value, lambda config: SharedResources.from_config(config, runtime))
+    assert [fault.key for fault in error.faults] == keys
+    # elemtactl is below the daemon and builds the parts by itself.
+    code, said, _ = run("--json", "config", "check", "--config", str(path))
+    assert (code, [fault["key"] for fault in json.loads(said)["faults"]]) == (78, keys)
+    path.write_text(
+        path.read_text().replace('domains = ["a.example"]', 'domains = ["a.example"]\nto = "hold:"')
+    )
+    code, said, _ = run("--json", "config", "check", "--config", str(path))
+    assert (code, [fault["key"] for fault in json.loads(said)["faults"]]) == (78, keys[1:])
