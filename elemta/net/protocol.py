@@ -262,39 +262,41 @@ class ESMTPProtocol(ClientConnection):
         session = self._session
         following: list[Event] | None = events
         while following is not None:
-            following = self._act_on(following)
+            for event in following:
+                if type(event) in _ACTIONS:
+                    _ACTIONS[type(event)](self, event)
+                    continue
+                question = session.state.question
+                if event is not question:
+                    raise TypeError(f"no action for {event!r}")
+                # It is always the last.
+                if type(question) is PauseQuestion:
+                    answer = self._pause(question)
+                else:
+                    answer = self._backend.answer(question)
+                if Deferred not in type(answer).__mro__:
+                    following = session.answer(answer)  # type: ignore[arg-type]  # as `then` looks at it
+                    break
+                # It has not fired yet: a value that is there comes as itself.
+                pending: Deferred[Response] = answer  # type: ignore[assignment]
+                self._pending = pending
+                pending.addCallback(self._answered, pending)
+                following = None
+                break
+            else:
+                following = session.go_on() if session.held_up and self._may_go_on() else None
         if session.state.output:
             self._flush()
+        self._wait()
+
+    def _wait(self) -> None:
+        """Begin to wait for what comes next, or end where nothing does."""
         if self._state is ConnectionState.OPEN:
             self._expect()
         if self._draining:
             self._shut_if_drained()
         if self._heard_all:
             self._leave_if_all_is_said()
-
-    def _act_on(self, events: list[Event]) -> list[Event] | None:
-        """Do what the session says, and answer what it asks; what came of that, None at an end."""
-        session = self._session
-        for event in events:
-            if type(event) in _ACTIONS:
-                _ACTIONS[type(event)](self, event)
-                continue
-            question = session.state.question
-            if event is not question:
-                raise TypeError(f"no action for {event!r}")
-            # It is always the last.
-            if type(question) is PauseQuestion:
-                answer = self._pause(question)
-            else:
-                answer = self._backend.answer(question)
-            if Deferred not in type(answer).__mro__:
-                return session.answer(answer)  # type: ignore[arg-type]  # as `then` looks at it
-            # It has not fired yet: a value that is there comes as itself.
-            pending: Deferred[Response] = answer  # type: ignore[assignment]
-            self._pending = pending
-            pending.addCallback(self._answered, pending)
-            return None
-        return session.go_on() if session.held_up and self._may_go_on() else None
 
     def _may_go_on(self) -> bool:
         """Send a long output; whether the session may look at more of its input at once."""
