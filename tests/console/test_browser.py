@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(not AVAILABLE, reason="there is no chromium and 
 # `make console-test` gets it.
 AXE = os.environ.get("ELEMTA_AXE", "")
 VIEWS = [(1280, "light"), (400, "dark")]
+WIDTHS = [*VIEWS, (760, "light")]
 
 
 class Shown:
@@ -80,7 +81,7 @@ def test_the_login_leads_to_the_console(shown: Shown) -> None:
     shown.browser.wait_for("Queue")
 
 
-@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+@pytest.mark.parametrize(("width", "scheme"), WIDTHS)
 def test_every_page_shows_hostile_mail_as_text(shown: Shown, width: int, scheme: str) -> None:
     shown.browser.show_as(width, scheme)
     shown.open("/")
