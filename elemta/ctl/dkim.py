@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 from elemta.config.names import check_domain
 from elemta.ctl.context import CommandContext
 from elemta.ctl.exit_codes import EX_FAILED, EX_USAGE, CommandFailed
+from elemta.mailbox import canonical_domain
 
 KEY_TYPES = ("rsa", "ed25519")
 RSA_BITS = 2048
@@ -32,12 +33,16 @@ def generate(invocation: CommandContext) -> int:
         check_domain(args.domain)
     except ValueError as error:
         raise CommandFailed(EX_USAGE, f'"{args.domain}" {error}') from error
+    if args.domain.startswith("["):
+        raise CommandFailed(EX_USAGE, f'"{args.domain}" is an address, and DNS has no keys of addresses')
+    # As DNS has it, whatever the spelling: in lower case and in ASCII, without the dot of a zone file.
+    domain = canonical_domain(args.domain)
     if not _SELECTOR.fullmatch(args.selector):
         raise CommandFailed(EX_USAGE, f'"{args.selector}" is no selector', "letters, digits and hyphens")
-    file = Path(args.file or f"{args.domain}.{args.selector}.key")
+    file = Path(args.file or f"{domain}.{args.selector}.key")
     key = _new_key(args.type, args.bits)
     _write(file, key)
-    name, text = f"{args.selector}._domainkey.{args.domain}.", _record(key)
+    name, text = f"{args.selector}._domainkey.{domain}.", _record(key)
     return invocation.give_answer(
         {"file": str(file), "name": name, "type": "TXT", "value": text},
         f"wrote {file}; add this record to DNS:",

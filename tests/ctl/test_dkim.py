@@ -37,7 +37,20 @@ def test_a_file_that_is_there_is_never_written_over(tmp_path: Path) -> None:
     assert file.read_text() == "precious"
 
 
-@pytest.mark.parametrize("argv", [["not a domain"], ["example.com", "--selector", "a b"]])
+@pytest.mark.parametrize(
+    ("domain", "name"),
+    [
+        ("Example.COM.", "example.com"),
+        ("Bücher.example", "xn--bcher-kva.example"),
+        ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+    ],
+)
+def test_the_record_has_the_name_that_dns_has(tmp_path: Path, domain: str, name: str) -> None:
+    argv = ("dkim", "generate", domain, "--type", "ed25519", "--file", str(tmp_path / "key"))
+    assert json.loads(run("--json", *argv)[1])["name"] == f"elemta._domainkey.{name}."
+
+
+@pytest.mark.parametrize("argv", [["not a domain"], ["[192.0.2.1]"], ["example.com", "--selector", "a b"]])
 def test_a_domain_or_selector_that_is_none_is_wrong_use(argv: list[str], tmp_path: Path) -> None:
     code, _, error = run("dkim", "generate", *argv, "--file", str(tmp_path / "key"))
     assert code == 2 or code == 64
