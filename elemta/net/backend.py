@@ -96,11 +96,10 @@ class SessionBackend:
             answer = self._internal_error(Failure())
         tells = self._tells_refusals
         # Nearly every answer is there at once.
-        if Deferred not in type(answer).__mro__:
-            return then(answer, self._tell_refusal, question) if tells else answer
-        later: Deferred[Response] = answer  # type: ignore[assignment]  # a cast is a call
-        later.addErrback(self._internal_error)
-        return fired_value(later.addCallback(self._tell_refusal, question) if tells else later)
+        if isinstance(answer, Response):
+            return self._tell_refusal(answer, question) if tells else answer
+        answer.addErrback(self._internal_error)
+        return fired_value(answer.addCallback(self._tell_refusal, question) if tells else answer)
 
     def _tell_refusal(self, answer: Response, question: Question) -> Response:
         if isinstance(answer, Refuse) and isinstance(question, StageQuestion):

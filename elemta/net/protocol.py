@@ -274,13 +274,12 @@ class ESMTPProtocol(ClientConnection):
                     answer = self._pause(question)
                 else:
                     answer = self._backend.answer(question)
-                if Deferred not in type(answer).__mro__:
-                    following = session.answer(answer)  # type: ignore[arg-type]  # as `then` looks at it
+                if isinstance(answer, Response):
+                    following = session.answer(answer)
                     break
                 # It has not fired yet: a value that is there comes as itself.
-                pending: Deferred[Response] = answer  # type: ignore[assignment]
-                self._pending = pending
-                pending.addCallback(self._answered, pending)
+                self._pending = answer
+                answer.addCallback(self._answered, answer)
                 following = None
                 break
             else:
