@@ -9,6 +9,7 @@ from typing import Any
 
 from elemta.config.choices import AddressFamily, Counts, Identity, ListenerTLS, Role
 from elemta.config.config import Config
+from elemta.config.endpoint import tcp_endpoint
 from elemta.config.faults import Faults
 from elemta.config.limit_rates import MOST_RATES, misfit
 from elemta.config.schema import LimitConfig, RouteConfig
@@ -53,6 +54,7 @@ _ON_THE_WAY_OUT = frozenset(
 _BEFORE_A_MESSAGE = frozenset({Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS, Counts.AUTH_FAILURES})
 # Numbers with dots, or what has a colon or a dot and ends in the length of a prefix
 _LIKE_A_NETWORK = re.compile(r"[0-9]+(?:\.[0-9]+){3}(?:/.*)?|(?=[^/]*[.:])[0-9A-Fa-f.:]+/[0-9]+")
+_EVERY_ADDRESS = frozenset({"", "0.0.0.0"})
 _PORT_ZERO = re.compile(r"tcp6?:(?:port=)?0+(?::|$)")
 
 
@@ -292,6 +294,29 @@ def _endpoints(config: Config) -> Iterator[Fault]:
         )
 
 
+def _all_addresses(config: Config) -> Iterator[Fault]:
+    """Find endpoints at the port of one that is at all addresses: Linux refuses the second."""
+    listeners = [
+        (f"listener[{n}].endpoint", each.endpoint) for n, each in enumerate(config.listeners, start=1)
+    ]
+    services = [
+        (f"policy_service[{n}].endpoint", each.endpoint)
+        for n, each in enumerate(config.policy_services, start=1)
+    ]
+    own = [("metrics.endpoint", config.metrics.endpoint), ("console.endpoint", config.console.endpoint)]
+    earlier: list[tuple[str, str, int]] = []
+    for key, endpoint in (*listeners, *services, *own):
+        kind, interface, port = (tcp_endpoint(endpoint) if endpoint else None) or ("", "", 0)
+        if kind != "tcp" or not port or ":" in interface:
+            continue
+        for other, taken, at in earlier:
+            if at == port and taken != interface and _EVERY_ADDRESS & {taken, interface}:
+                problem = f'found "{endpoint}": {other} is at this port, and one of both at all addresses'
+                yield _fault(config, key, problem)
+                break
+        earlier.append((key, interface, port))
+
+
 _CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("listener",), _listeners),
     (("tls",), _tls),
@@ -304,4 +329,5 @@ _CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("route",), _ways_out),
     (("policy_service", "listener"), _policy_services),
     (("listener", "policy_service", "metrics", "console"), _endpoints),
+    (("listener", "policy_service", "metrics", "console"), _all_addresses),
 )

@@ -95,7 +95,7 @@ class ReplyReader:
             return None
         match = (_LINE_INSIDE if self._lines else _REPLY_LINE).match(line)
         if match is None and not self._lines:
-            raise MalformedReplyError(f"not a reply: {printable(line[:60])}")
+            raise MalformedReplyError(f"what is no reply: {printable(line[:60])}")
         if len(self._lines) >= MAX_LINES:
             raise MalformedReplyError(f"a reply of more than {MAX_LINES} lines or {MAX_REPLY} octets")
         if match is None:

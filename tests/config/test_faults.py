@@ -406,6 +406,13 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
             id="implicit TLS with exchangers",
         ),
         pytest.param(
+            '[[listener]]\nname = "a"\nendpoint = "tcp:25:interface=127.0.0.1"\n'
+            '[console]\nendpoint = "tcp:port=25"\n[metrics]\nendpoint = "tcp:25:interface=127.0.0.2"',
+            'console.endpoint: found "tcp:port=25": listener[1].endpoint is at this port, and one of both at all '
+            "addresses",
+            id="an address and all addresses",
+        ),
+        pytest.param(
             '[[route]]\ndomains = ["*"]\nto = "smtp://[2001:db8::1]:25"\naddress_family = "ipv4"',
             'route[1].address_family: found "ipv4": 2001:db8::1 is not of this family',
             id="an address of another family",
@@ -453,6 +460,15 @@ def test_all_faults_come_at_once_and_none_is_the_echo_of_another(complaints: Com
 def test_faults_between_settings_are_told_beside_those_of_other_tables(complaints: Complaints) -> None:
     found = complaints('[server]\nworkers = -1\n[policies]\nchain = ["a", "a"]')
     assert [complaint.split(": ")[1] for complaint in found] == ["server.workers", "policies.chain[2]"]
+
+
+def test_one_port_at_addresses_of_both_families_is_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "elemta.toml"
+    path.write_text(
+        '[[listener]]\nname = "a"\nendpoint = "tcp:25"\n[[listener]]\nname = "b"\nendpoint = "tcp6:25"\n'
+        '[[listener]]\nname = "c"\nendpoint = "tcp:25:interface=\\\\:\\\\:1"\n'
+    )
+    assert len(load(str(path), {}).listeners) == 3
 
 
 def test_two_listeners_at_any_free_port_are_no_fault(tmp_path: Path) -> None:
