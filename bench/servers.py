@@ -320,7 +320,7 @@ class Sink(Server):
 
     def start(self) -> None:
         self._counters = self.directory / "counters"
-        user = ["-u", "nobody"] if os.geteuid() == 0 else []
+        user = ["-u", "daemon"] if os.geteuid() == 0 else []
         with self._counters.open("wb") as counters:
             self._process = subprocess.Popen(
                 ["smtp-sink", *user, "-c", f"127.0.0.1:{self.port}", "1000"],
