@@ -40,7 +40,7 @@ SHARE = 0.01
 """Of one core, and of the throughput, while a page is open."""
 
 LOAD = Path(__file__).resolve().parents[2] / "bench" / "load.py"
-ROUNDS, MESSAGES, SESSIONS = 8, 3000, 8
+ROUNDS, MESSAGES, SESSIONS = 8, 6000, 8
 MOST_NOISE = {"rate": 0.1, "cpu": 0.03}
 """By so much the same load may come out otherwise from one round to the next; beyond it nothing is said."""
 
