@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from elemta.config import Config, load
+from elemta.config import Config, file_access, load
 
 Read = Callable[..., Config]
 
@@ -30,8 +30,10 @@ LISTENER = '[[listener]]\nname = "in"\nendpoint = "tcp:587"\n'
 
 
 @pytest.fixture(autouse=True)
-def _a_host_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def _a_host_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a name, and without the files that a host of a service has at the default places."""
     monkeypatch.setattr(socket, "getfqdn", lambda: "mx7.example.net")
+    monkeypatch.setattr(file_access, "_other_reader", lambda _path, _groups: "")
 
 
 def test_the_defaults_say_nothing() -> None:
