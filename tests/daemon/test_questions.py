@@ -82,7 +82,7 @@ PRINTED = {
     "elemtactl limits push": ["mail-per-user"],
     "elemtactl trace": ["127.0.0.2 > EHLO"],
     "elemtactl nodes --all": ["gone (left)"],
-    "elemtactl nodes": ["mx1 (this)", "cluster"],
+    "elemtactl nodes": ["mx1 (this)", "Valkey"],
     "elemtactl status": ["counted in Valkey", "DAYS LEFT"],
     "elemtactl config dump": ["mail-per-user"],
     "openssl": ["Protocol version: TLSv1.3"],

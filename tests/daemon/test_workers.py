@@ -369,9 +369,15 @@ max_connections = 1
 def test_handshakes_that_stall_are_bounded_over_all_workers(daemon: Daemon) -> None:
     most, clients = int(PER_IP["ELEMTA_RESOURCES_MAX_CONNECTIONS_PER_IP"]), 70
     with contextlib.ExitStack() as opened:
-        stalled = [opened.enter_context(daemon.socket("implicit")) for _ in range(clients)]
-        ended = until_ended(stalled, clients - most)
-        assert len(ended) == clients - most
+        stalled, refused = [], 0
+        for _ in range(clients):
+            try:
+                stalled.append(opened.enter_context(daemon.socket("implicit")))
+            except ConnectionResetError:
+                # It was ended before this process had noticed that it stands.
+                refused += 1
+        ended = until_ended(stalled, clients - most - refused)
+        assert len(ended) == clients - most - refused
         for each in stalled:
             each.close()
         # Their places are free as soon as both workers have noticed.
