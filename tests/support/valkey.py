@@ -127,6 +127,7 @@ class ValkeyServer:
         self._place = place
         self.directory = Path(tempfile.mkdtemp(prefix="vk"))
         self.port = free_port()
+        self.cluster_port = 0
         self.socket = str(self.directory / "s")
         self.log = self.directory / "log"
         self._arguments = arguments
@@ -140,6 +141,10 @@ class ValkeyServer:
             "repl-diskless-sync-delay": "0",
             **{name.replace("_", "-"): str(value) for name, value in settings.items()},
         }
+        if "cluster-enabled" in self._settings:
+            # By default 10,000 above the other port, where the connections of clients have their ports.
+            self.cluster_port = free_port()
+            self._settings["cluster-port"] = str(self.cluster_port)
         self._process: subprocess.Popen[bytes] | None = None
         self.paused = False
         self._talk: Talk | None = None

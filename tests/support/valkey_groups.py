@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.valkey import ServerError, ValkeyServer, eventually, free_port, valkey_server
+from tests.support.valkey import ServerError, ValkeyServer, eventually, valkey_server
 
 SLOTS = 16384
 
@@ -124,7 +124,6 @@ class Cluster(_Group):
             self.servers.append(
                 ValkeyServer(
                     cluster_enabled="yes",
-                    cluster_port=free_port(),
                     cluster_node_timeout=node_timeout,
                     cluster_replica_validity_factor=0,
                     repl_ping_replica_period=1,
@@ -145,8 +144,7 @@ class Cluster(_Group):
             if number < 3:
                 ask(server, "CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
             if number:
-                bus = ask(first, "CONFIG", "GET", "cluster-port")[1].decode()
-                ask(server, "CLUSTER", "MEET", "127.0.0.1", first.port, bus)
+                ask(server, "CLUSTER", "MEET", "127.0.0.1", first.port, first.cluster_port)
         eventually(lambda: all(self._known(server) == 6 for server in self.servers), "six nodes that met")
         for primary, replica in zip(self.servers[:3], self.servers[3:], strict=True):
             eventually(lambda: self._follow(replica, primary), "a replica")  # noqa: B023  # called at once

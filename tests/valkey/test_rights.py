@@ -326,7 +326,7 @@ async def test_a_slot_that_moves_is_followed_with_the_documented_rights_and_aski
         for server in (old, new):
             server.command("CLUSTER", "RESET", "HARD")
         old.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        old.command("CLUSTER", "MEET", "127.0.0.1", new.port)
+        old.command("CLUSTER", "MEET", "127.0.0.1", new.port, new.cluster_port)
         names = [server.command("CLUSTER", "MYID") for server in (old, new)]
         await until(lambda: names[0] in new.command("CLUSTER", "NODES"))
         await until(lambda: b"cluster_state:ok" in new.command("CLUSTER", "INFO"))
