@@ -31,7 +31,10 @@ FEWEST_CONNECTIONS = 100
 """So many connections are always allowed: where fewer are slow, the load is not theirs."""
 
 LOOKS_TO_BEGIN = 3
-"""So many late looks in a row begin an overload, after 0.6 s at least: a burst of clients is none."""
+"""So many late looks in a row begin an overload, after 0.6 s at least: a burst of clients is none.
+
+Two do, where they are as late together: by then twice as many sessions are open as end in a second.
+"""
 
 LOOKS_TO_GROW = 5
 """So many looks in time in a row let more in: a look may be in time by chance, between two long turns."""
@@ -63,6 +66,8 @@ class OverloadLimit:
         self.limit: int | None = None
         self.refused = 0
         self._late_looks = 0
+        # Of the late looks in a row.
+        self._late_seconds = 0.0
         self._looks_in_time = 0
         self._due = 0.0
         self._watches = False
@@ -91,11 +96,13 @@ class OverloadLimit:
         most = LATE_SECONDS if self.limit is None else STILL_LATE_SECONDS
         if late >= most or commit >= SLOW_COMMIT_SECONDS:
             self._late_looks += 1
+            self._late_seconds += max(late, LATE_SECONDS)
             self._looks_in_time = 0
-            if self.limit is not None or self._late_looks >= LOOKS_TO_BEGIN:
+            begins = self._late_looks > 1 and self._late_seconds >= LOOKS_TO_BEGIN * LATE_SECONDS
+            if self.limit is not None or begins:
                 self._cut(connections, late, commit)
         else:
-            self._late_looks = 0
+            self._late_looks, self._late_seconds = 0, 0.0
             self._looks_in_time += 1
             if self.limit is not None and self._looks_in_time >= LOOKS_TO_GROW:
                 self._grow(self.limit)

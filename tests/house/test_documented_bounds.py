@@ -127,9 +127,11 @@ SAID = {
         f"A node answers {NUMBERS[node_questions.MOST_AT_ONCE]} questions at a time",
     ],
     "attacks.md": [
-        f"stays {overload.LATE_SECONDS * 1000:g} ms late",
+        f"looks every {overload.BEAT_SECONDS * 1000:g} ms",
+        f"is {overload.LATE_SECONDS * 1000:g} ms late",
         f"more than {overload.SLOW_COMMIT_SECONDS * 1000:g} ms, for {NUMBERS[overload.LOOKS_TO_BEGIN]} looks",
-        f"{overload.BEAT_SECONDS * 1000:g} ms after each other",
+        f"{overload.LOOKS_TO_BEGIN * overload.LATE_SECONDS * 1000:g} ms late together",
+        f"{NUMBERS[overload.LOOKS_TO_GROW]} looks in a row are in time",
         f"at least {overload.FEWEST_CONNECTIONS} connections are open",
         f"stays {overload.STILL_LATE_SECONDS * 1000:g} ms late, but {overload.FEWEST_CONNECTIONS} at least",
     ],

@@ -62,6 +62,18 @@ def test_a_loop_that_stays_late_takes_fewer_connections_step_by_step() -> None:
     assert load.overload.limit == 396
 
 
+def test_two_looks_that_are_as_late_together_begin_it_too_and_one_does_not() -> None:
+    load = Load(500)
+    load.look(1, late=9.0)
+    assert load.overload.limit is None
+    load.look(1)
+    load.look(2, late=LOOKS_TO_BEGIN * LATE_SECONDS / 2 - 0.01)
+    assert load.overload.limit is None
+    load.look(1)
+    load.look(2, late=LOOKS_TO_BEGIN * LATE_SECONDS / 2)
+    assert load.overload.limit == 450
+
+
 def test_it_begins_with_more_lateness_than_it_goes_on_with() -> None:
     load = Load(500)
     load.look(3 * LOOKS_TO_BEGIN, late=STILL_LATE_SECONDS)
