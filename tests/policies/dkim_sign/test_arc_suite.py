@@ -8,24 +8,15 @@ import re
 
 import dkim
 import pytest
-import yaml
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from elemta.policies.dkim_sign.signature import Chain, SigningKey, arc_set
 from elemta.policies.mail_auth.body_hash import BodyHashKind, hash_body
 from elemta.policies.mail_auth.field import own_results
-from tests.support.suites import suite_file
+from tests.support.suites import suite_cases
 
-SUITE = suite_file("arc-draft-sign-tests.yml")
+SUITE = "arc-draft-sign-tests.yml"
 ARC = (b"arc-seal", b"arc-message-signature", b"arc-authentication-results")
-
-
-def cases():
-    if SUITE is None:
-        return
-    for scenario in yaml.safe_load_all(SUITE.read_text("utf-8")):
-        for name, case in scenario["tests"].items():
-            yield pytest.param(scenario, case, id=f"{scenario['description']}-{name}")
 
 
 def tags(value: bytes) -> dict[str, str]:
@@ -44,7 +35,7 @@ def chain_of(header) -> Chain:
     return Chain([sets[number] for number in sorted(sets)], status)
 
 
-@pytest.mark.parametrize(("scenario", "case"), list(cases()))
+@pytest.mark.parametrize(("scenario", "case"), suite_cases(SUITE))
 def test_a_set_of_the_suite_has_the_fields_that_the_suite_says_and_is_valid(scenario, case):
     message = case["message"].replace("\n", "\r\n").encode()
     header, body = dkim.rfc822_parse(message)

@@ -7,15 +7,14 @@ import io
 
 import dkim
 import pytest
-import yaml
 
 from elemta.errors import NoSuchDomain
 from elemta.policies.mail_auth.body_hash import hash_body
 from elemta.policies.mail_auth.dns_facts import FactType, evaluate
 from elemta.policies.mail_auth.signatures import check_arc, wanted_body_hashes
-from tests.support.suites import suite_file
+from tests.support.suites import suite_cases
 
-SUITE = suite_file("arc-draft-validation-tests.yml")
+SUITE = "arc-draft-validation-tests.yml"
 
 
 class Zone:
@@ -28,19 +27,11 @@ class Zone:
         return (self.records[name.lower()],)
 
 
-def cases():
-    if SUITE is None:
-        return
-    for scenario in yaml.safe_load_all(SUITE.read_text("utf-8")):
-        for name, case in scenario["tests"].items():
-            yield pytest.param(scenario, case, id=f"{scenario['description']}-{name}")
-
-
 async def in_place(step):
     return step()
 
 
-@pytest.mark.parametrize(("scenario", "case"), list(cases()))
+@pytest.mark.parametrize(("scenario", "case"), suite_cases(SUITE))
 def test_a_chain_of_the_suite_is_what_the_suite_says(scenario, case):
     message = case["message"].replace("\n", "\r\n").encode()
     header, body = dkim.rfc822_parse(message)
