@@ -6,6 +6,7 @@ A new client gets 421 at once instead, and tries again later or elsewhere.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
@@ -65,9 +66,8 @@ class OverloadLimit:
         #: None: there is no overload.
         self.limit: int | None = None
         self.refused = 0
-        self._late_looks = 0
-        # Of the late looks in a row.
-        self._late_seconds = 0.0
+        # How late the last looks were, as long as each was late.
+        self._late: deque[float] = deque(maxlen=LOOKS_TO_BEGIN)
         self._looks_in_time = 0
         self._due = 0.0
         self._watches = False
@@ -81,6 +81,8 @@ class OverloadLimit:
         """Begin to look, if there are enough connections; called for each new one."""
         if not self._watches and self._open() >= FEWEST_CONNECTIONS:
             self._watches = True
+            # Those of an earlier burst are of no account.
+            self._late.clear()
             self._schedule()
 
     def _schedule(self) -> None:
@@ -95,14 +97,13 @@ class OverloadLimit:
         connections = self._open()
         most = LATE_SECONDS if self.limit is None else STILL_LATE_SECONDS
         if late >= most or commit >= SLOW_COMMIT_SECONDS:
-            self._late_looks += 1
-            self._late_seconds += max(late, LATE_SECONDS)
+            self._late.append(max(late, LATE_SECONDS))
             self._looks_in_time = 0
-            begins = self._late_looks > 1 and self._late_seconds >= LOOKS_TO_BEGIN * LATE_SECONDS
+            begins = len(self._late) > 1 and sum(self._late) >= LOOKS_TO_BEGIN * LATE_SECONDS
             if self.limit is not None or begins:
                 self._cut(connections, late, commit)
         else:
-            self._late_looks, self._late_seconds = 0, 0.0
+            self._late.clear()
             self._looks_in_time += 1
             if self.limit is not None and self._looks_in_time >= LOOKS_TO_GROW:
                 self._grow(self.limit)

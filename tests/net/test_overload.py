@@ -109,6 +109,19 @@ def test_single_late_looks_with_others_between_them_change_nothing() -> None:
     assert load.overload.limit is None
 
 
+def test_a_late_look_of_an_earlier_burst_does_not_count() -> None:
+    load = Load(FEWEST_CONNECTIONS)
+    load.connections = FEWEST_CONNECTIONS - 1
+    load.look(1, late=9.0)
+    load.clock.advance(3600.0)
+    load.connections = FEWEST_CONNECTIONS
+    load.overload.watch()
+    load.look(1, late=9.0)
+    assert load.overload.limit is None
+    load.look(1, late=LATE_SECONDS)
+    assert load.overload.limit is not None
+
+
 def test_it_ends_by_itself_when_the_loop_is_in_time_again() -> None:
     load = Load(500)
     load.look(LOOKS_TO_BEGIN, late=LATE_SECONDS)
