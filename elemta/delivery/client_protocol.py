@@ -390,6 +390,8 @@ class NextHopConnection(Protocol):
         self._go_on()
         self._wire.loseConnection()
         self._deadline.set(_QUIT_SECONDS, self.cut)
+        # Nothing is awaited of the session any more: whatever still comes does not move this deadline.
+        self._awaited = self._session.awaited
 
     # The content
 

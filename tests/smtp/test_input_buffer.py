@@ -39,3 +39,14 @@ def test_a_plain_line_is_what_the_other_way_gives_and_leaves_the_same(
             if line is None:
                 break
     assert short.block() == other.block()
+
+
+def test_a_block_that_is_used_up_is_not_kept_while_more_waits() -> None:
+    buffer = InputBuffer()
+    buffer.feed(b"NOOP\r\n" * 1000)
+    buffer.feed(b"NOOP\r\n")
+    for _ in range(1000):
+        assert buffer.take_plain_line(LIMIT) == b"NOOP"
+    assert buffer.octets == 6
+    assert buffer.memory < 200
+    assert buffer.take_line(LIMIT, 100) == b"NOOP"
