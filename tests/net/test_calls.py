@@ -5,18 +5,11 @@ docs/performance.md has the figures of a whole daemon.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
-
 from pytest_twisted import ensureDeferred
 
-import elemta
+from tests.support.calls import calls
 
 from .conftest import Client, Place, reply_of
-
-HERE = str(Path(elemta.__file__).parent)
 
 MOST = {
     b"MAIL FROM:<a@client.test>\r\n": 41,
@@ -25,22 +18,6 @@ MOST = {
     b"Subject: x\r\n\r\nx\r\n.\r\n": 78,
 }
 """The most functions for what a client sends, without any policy."""
-
-
-def calls(work: Callable[[], object]) -> int:
-    """How many functions of Elemta run in ``work()``."""
-    count = 0
-
-    def note(frame: FrameType, event: str, _: object) -> None:
-        nonlocal count
-        count += event == "call" and frame.f_code.co_filename.startswith(HERE)
-
-    sys.setprofile(note)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 async def connected(place: Place) -> Client:
