@@ -130,8 +130,9 @@ class InputBuffer:
             return None
         if self._discarded or end - start >= limit:
             return None
+        # As `_use_up_to`, without a call for each command.
         self.octets -= end + 1 - start
-        if self.octets:
+        if end + 1 < len(block):
             self._offset = end + 1
         else:
             self._block, self._offset = b"", 0
