@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,7 @@ JOIN_SECONDS = 1.0
 _LEAVING = 5.0
 
 
-class ClusterMembership:
+class ClusterMembership(OwnResets):
     """The connection to Valkey, the store in it, the registry of nodes, and the store for when it is away.
 
     Nothing is opened before :meth:`start`.
@@ -69,9 +69,9 @@ class ClusterMembership:
     slots: HostSlots | None = None
 
     def __init__(self, runtime: Runtime, config: Config, metrics: Metrics) -> None:
+        super().__init__()
         resources, server = config.resources, config.server
         reactor = runtime.reactor
-        self._own_resets = OwnResets()
         self._runtime = runtime
         self._url = redacted_url(resources.valkey_url)
         self._metrics = metrics
@@ -186,11 +186,8 @@ class ClusterMembership:
             for refused in node.state.refused
         ]
 
-    def on_own_reset(self, callback: Callable[[str, str], object]) -> None:
-        self._own_resets.callbacks.append(callback)
-
     async def announce_reset(self, request: Request) -> None:
-        self._own_resets.tell(request)
+        self._tell_own_reset(request)
         if not request.spec.cluster:
             # Of the others the store itself tells.
             await self._nodes.announce_reset(request.spec.name, request.identity)

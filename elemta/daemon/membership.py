@@ -215,33 +215,48 @@ def endpoints(config: Config) -> str:
 
 
 class OwnResets:
-    """What is to hear of the resets of this process."""
-
-    __slots__ = ("callbacks",)
+    """The part of each membership that tells of the resets of this process."""
 
     def __init__(self) -> None:
-        self.callbacks: list[Callable[[str, str], object]] = []
+        self._resets_told_to: list[Callable[[str, str], object]] = []
 
-    def tell(self, request: Request) -> None:
-        for callback in self.callbacks:
+    def on_own_reset(self, callback: Callable[[str, str], object]) -> None:
+        self._resets_told_to.append(callback)
+
+    def _tell_own_reset(self, request: Request) -> None:
+        for callback in self._resets_told_to:
             callback(request.spec.name, request.identity)
 
 
-class SingleNode:
-    """A node that counts in its own memory, and knows no other."""
+class NoOtherNodes(OwnResets):
+    """The part of a membership that knows no other nodes."""
 
     scripts: ScriptRunner | None = None
+    questions: NodeQuestions | None = None
+
+    async def others(self) -> Sequence[NodeStatus]:
+        return ()
+
+    async def gone(self) -> Sequence[NodeStatus]:
+        return ()
+
+    async def refusals(self) -> Sequence[RemoteRefusal]:
+        return ()
+
+
+class SingleNode(NoOtherNodes):
+    """A node that counts in its own memory, and knows no other."""
+
     credit: ClientCredit | None = None
     handshakes: HostHandshakes | None = None
     slots: HostSlots | None = None
 
     def __init__(self, runtime: Runtime) -> None:
+        super().__init__()
         self.store: ILimitStore = LocalStore(runtime)
         self.overrides: OverrideRegistry = LocalOverrides(runtime)
         self.pushed: PushRegistry | None = None
-        self.questions: NodeQuestions | None = None
         self._seconds = runtime.monotonic
-        self._own_resets = OwnResets()
 
     def start(self, member: LocalNode) -> None:  # noqa: ARG002 - there are no other nodes
         self.overrides.start()
@@ -255,21 +270,9 @@ class SingleNode:
     def status(self) -> LimiterStatus:
         return LimiterStatus()
 
-    async def others(self) -> Sequence[NodeStatus]:
-        return ()
-
-    async def gone(self) -> Sequence[NodeStatus]:
-        return ()
-
-    async def refusals(self) -> Sequence[RemoteRefusal]:
-        return ()
-
     async def announce_reset(self, request: Request) -> None:
         """There are no other nodes; what listens here hears of it."""
-        self._own_resets.tell(request)
-
-    def on_own_reset(self, callback: Callable[[str, str], object]) -> None:
-        self._own_resets.callbacks.append(callback)
+        self._tell_own_reset(request)
 
     def policy_store(self, policy: str) -> Store:  # noqa: ARG002 - each has a memory of its own
         return MemoryPolicyStore(self._seconds)

@@ -35,12 +35,9 @@ from elemta.daemon.membership import (
     LimiterStatus,
     LocalNode,
     Membership,
-    NodeStatus,
-    OwnResets,
-    RemoteRefusal,
+    NoOtherNodes,
     ValkeyStatus,
 )
-from elemta.daemon.node_questions import NodeQuestions
 from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
 from elemta.daemon.worker_orders import WITHOUT_VALKEY_SECONDS
 from elemta.errors import ChannelRefused, StoreUnavailable
@@ -53,7 +50,6 @@ from elemta.limits.store import LimitSpec, Request
 from elemta.metrics import Metrics, one_of
 from elemta.policy.policy_store import Store
 from elemta.runtime import Runtime
-from elemta.valkey.client import ScriptRunner
 from elemta.workers.channel import Channel
 from elemta.workers.handshake_places import HandshakeServer, WorkerHandshakes
 from elemta.workers.host_state import HostState, HostStateServer
@@ -211,18 +207,16 @@ class WorkerNodes:
             callback(limit, identity)
 
 
-class SupervisedMembership:
+class SupervisedMembership(NoOtherNodes):
     """The membership of one of ``workers`` workers: all of it is the supervisor's.
 
     The supervisor knows the other nodes: here there are none.
     """
 
-    scripts: ScriptRunner | None = None
-    questions: NodeQuestions | None = None
-
     def __init__(
         self, runtime: Runtime, config: Config, metrics: Metrics, channel: Channel, *, workers: int
     ) -> None:
+        super().__init__()
         resources = config.resources
         deadline = resources.valkey_deadline if resources.valkey_url else WITHOUT_VALKEY_SECONDS
         self._runtime = runtime
@@ -243,7 +237,6 @@ class SupervisedMembership:
         self.overrides = self._state.overrides
         self.pushed = self._state.pushed
         self._policy_stores = WorkerPolicyStores(channel, self.store, deadline)
-        self._own_resets = OwnResets()
         self.credit = ConnectionCredit(runtime.reactor, channel)
         self.handshakes = WorkerHandshakes(runtime.reactor, channel, workers=workers)
         self.slots = WorkerSlots(runtime.reactor, channel)
@@ -298,20 +291,8 @@ class SupervisedMembership:
             return said
         return replace(said, mode=CountingMode.LOCAL.value)
 
-    async def others(self) -> Sequence[NodeStatus]:
-        return ()
-
-    async def gone(self) -> Sequence[NodeStatus]:
-        return ()
-
-    async def refusals(self) -> Sequence[RemoteRefusal]:
-        return ()
-
-    def on_own_reset(self, callback: Callable[[str, str], object]) -> None:
-        self._own_resets.callbacks.append(callback)
-
     async def announce_reset(self, request: Request) -> None:
-        self._own_resets.tell(request)
+        self._tell_own_reset(request)
         if not request.spec.cluster:
             body = write([request.spec.name, request.identity])
             await self._channel.ask(_ANNOUNCE, body, _ANNOUNCE_SECONDS).addErrback(_not_announced)
