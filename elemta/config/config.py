@@ -68,6 +68,12 @@ class Config:
         """The file or the environment variable that a key's value is from."""
         return self.environment.get(key, self.source)
 
+    def plugin_of(self, policy: str) -> str:
+        """The plugin of a policy in the chain: that of its own name, or the one that its ``use`` names."""
+        named = self.policy.get(policy, {}).get("use")
+        # What is no name is a fault that building the chain finds.
+        return named if isinstance(named, str) else policy
+
     def without_effect(self) -> tuple[Fault, ...]:
         """Settings that were given and have no effect, each with the reason, for the log of a start."""
         return tuple(warnings.without_effect(self))

@@ -37,10 +37,9 @@ def may_need_tls(config: Config) -> bool:
         config.console.endpoint,
         *(service.endpoint for service in config.policy_services),
     )
-    plugins = [config.policy.get(name, {}).get("use", name) for name in config.policies.chain]
     url = config.resources.valkey_url
     return (
         bool(url and parse_valkey_url(url).tls)
-        or not _PLAIN_POLICIES.issuperset(plugins)
+        or not _PLAIN_POLICIES.issuperset(map(config.plugin_of, config.policies.chain))
         or not all(endpoint.startswith(_PLAIN_ENDPOINTS) for endpoint in endpoints if endpoint)
     )

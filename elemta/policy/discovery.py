@@ -147,7 +147,7 @@ def plugin_details(name: str, config: Config, chain: PolicyChain | None = None) 
         contract=str(getattr(plugin, "contract", "1")),
         requires=tuple(map(str, getattr(plugin, "requires", ()))),
         options=tuple(describe_options(options)) if options is not None else (),
-        instances=tuple(each for each in config.policies.chain if _plugin_of(config, each) == wanted),
+        instances=tuple(each for each in config.policies.chain if config.plugin_of(each) == wanted),
     )
 
 
@@ -173,17 +173,13 @@ def _problem_with_place(found: FoundPlugin, name: str, config: Config) -> str:
     if isinstance(needed, str) or not all(isinstance(each, str) for each in needed):
         return "its requires is not a list of names of policies"
     chain = config.policies.chain
-    before = {used for each in chain[: chain.index(name)] for used in (each, _plugin_of(config, each))}
+    before = {used for each in chain[: chain.index(name)] for used in (each, config.plugin_of(each))}
     for each in needed:
         if each not in before:
-            there = any(each in (other, _plugin_of(config, other)) for other in chain)
+            there = any(each in (other, config.plugin_of(other)) for other in chain)
             missing = "" if there else ", and the chain has none"
             return f'it needs the policy "{each}" before it in the chain{missing}'
     return ""
-
-
-def _plugin_of(config: Config, name: str) -> object:
-    return config.policy.get(name, {}).get("use", name)
 
 
 @dataclass(frozen=True, slots=True)

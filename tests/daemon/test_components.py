@@ -17,6 +17,7 @@ from elemta.daemon.components import (
     needs_restart,
     with_faults_of_parts,
 )
+from elemta.daemon.daemon_mode import may_need_tls
 from elemta.errors import ConfigError, PolicyUnavailable
 from elemta.metric_registry import MetricRegistry
 from elemta.runtime import Runtime
@@ -201,6 +202,16 @@ max_delay = "long"
         "domains.recipients",
         "policy.limits.max_delay",
     ]
+
+
+@pytest.mark.parametrize("use", ["3", '["limits"]'])
+def test_a_plugin_that_has_no_name_is_a_fault_wherever_it_is_asked_for(tmp_path: Path, use: str) -> None:
+    text = f'[policies]\nchain = ["x", "limits", "relay"]\n[policy.x]\nuse = {use}\n'
+    path = tmp_path / "elemta.toml"
+    path.write_text('[server]\nhostname = "mx.example.test"\n' + text)
+    assert may_need_tls(load(str(path), {}))
+    with pytest.raises(ConfigError, match=r"policy\.x\.use: must be the name of a plugin"):
+        assembled(tmp_path, path.read_text())
 
 
 def test_a_route_that_cannot_be_read_hides_no_file_of_others(tmp_path: Path) -> None:

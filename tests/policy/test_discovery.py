@@ -373,6 +373,7 @@ def test_use_makes_a_second_policy_of_a_plugin_with_options_and_a_name_of_its_ow
     [
         (["x"], '[policy.x]\nuse = "wird"', 'policy.x.use: no policy is called "wird"'),
         (["x"], "[policy.x]\nuse = 3", "policy.x.use: must be the name of a plugin"),
+        (["x", "word"], '[policy.x]\nuse = ["word"]', "policy.x.use: must be the name of a plugin"),
         (["X-y"], '[policy.X-y]\nuse = "word"', "policy.X-y: a policy with use has a name of lower case"),
         (
             ["x"],
