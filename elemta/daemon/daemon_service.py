@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from types import FrameType
+from typing import TypeVar
 
 from twisted.application.service import IServiceCollection, Service
 from twisted.internet.base import ReactorBase
@@ -28,6 +29,8 @@ from elemta.ops.log import LogObserver
 from elemta.ops.systemd import Notifier
 
 _log = Logger()
+
+Changed = TypeVar("Changed")
 
 # sysexits.h: EX_TEMPFAIL; another try may succeed, so a supervisor should restart us.
 EX_TEMPFAIL = 75
@@ -230,31 +233,31 @@ class DaemonService(Service):
         was and is named in the result. It takes time only where a policy takes time to start, or another
         reload is under way.
         """
-        return run(self._reload(text))
+        return run(self._in_turn(self._reload(text)))
 
-    def _reload(self, text: str | None) -> Steps[ReloadReport]:
+    def _in_turn(self, change: Steps[Changed]) -> Steps[Changed]:
+        """Do one change when no other is under way."""
         yield self._changing.acquire()
         try:
-            if self.state is DaemonState.STOPPING:
-                return refused((Fault(self.config.source, "", "the daemon is stopping"),))
-            return (yield from self._reload_in_turn(text))
+            return (yield from change)
         finally:
             self._changing.release()
+
+    def _reload(self, text: str | None) -> Steps[ReloadReport]:
+        if self.state is DaemonState.STOPPING:
+            return refused((Fault(self.config.source, "", "the daemon is stopping"),))
+        return (yield from self._reload_in_turn(text))
 
     def _reload_in_turn(self, text: str | None) -> Steps[ReloadReport]:
         """A reload, while no other changes anything."""
         return (yield from self._reloading.reload(text))
 
     async def take_limits(self) -> None:
-        await value_of(run(self._take_limits()))
+        await value_of(run(self._in_turn(self._take_limits())))
 
     def _take_limits(self) -> Steps[None]:
-        yield self._changing.acquire()
-        try:
-            if self.state is not DaemonState.STOPPING:
-                yield from self._reloading.rebuild(self.components.own_config)
-        finally:
-            self._changing.release()
+        if self.state is not DaemonState.STOPPING:
+            yield from self._reloading.rebuild(self.components.own_config)
 
     # End
 

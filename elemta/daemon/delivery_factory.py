@@ -67,7 +67,6 @@ class DeliveryFactory:
     ) -> None:
         self._shared = shared
         self._mail = mail
-        self._parts = parts
         self._pauses = pauses
         self._components, self._parts = components, parts
         self._settings = replace(parts.delivery, own_addresses=tuple(places), trace=self._shared.trace)

@@ -129,7 +129,6 @@ class RunningServices:
             each.open()
         if components.mail is not None:
             components.mail.authenticator.start()
-        shared.resolver.start()
         if delivery is not None:
             delivery.startService()
         lag = LoopLag(shared.metrics, reactor)
@@ -197,7 +196,6 @@ class RunningServices:
         for loop in self.loops:
             loop.stop()
         self.lag.stop()
-        await self.shared.resolver.stop()
         await self.spool.close()
         await self.ownership.leave()
 

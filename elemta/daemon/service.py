@@ -91,7 +91,7 @@ class Elemta(DaemonService):
             # Before anything asks them: deliveries do as soon as the parts are open.
             self.shared.resolver.start()
             self.shared.policy_backends.attach(spool.directory / "outbox", QueueForPolicies(spool))
-            await value_of(run(self._start_policies()))
+            await value_of(run(self._in_turn(self._start_policies())))
             # Unless a stop came meanwhile.
             if self.state is not DaemonState.STOPPING:
                 self.parts = self._open_parts(spool, ownership, spools)
@@ -183,12 +183,8 @@ class Elemta(DaemonService):
 
     def _start_policies(self) -> Steps[None]:
         """Start the policies of the configuration that the daemon begins with."""
-        yield self._changing.acquire()
-        try:
-            self._policies_started = True
-            yield self._lives.start(self.components.chain)
-        finally:
-            self._changing.release()
+        self._policies_started = True
+        yield self._lives.start(self.components.chain)
 
     def _put_into_force(self, components: Components) -> Steps[tuple[str, ...] | None]:
         if self._policies_started:

@@ -29,7 +29,7 @@ from elemta.daemon.supervised_membership import SupervisedMembership
 from elemta.daemon.worker_orders import WorkerOrders
 from elemta.daemon.worker_process import FACTS, FACTS_EVERY, FAILED, NOTIFY, WorkerFacts
 from elemta.deferred_value import MaybeDeferred, Steps, run
-from elemta.errors import ConfigError, PolicyUnavailable
+from elemta.errors import ConfigError
 from elemta.ops.log import LogObserver
 from elemta.ops.systemd import Notifier
 from elemta.runtime import Runtime
@@ -132,7 +132,7 @@ def main(arguments: list[str]) -> None:
             lambda metrics: SupervisedMembership(runtime, config, metrics, channel, workers=orders.count),
         )
         components = build_at_start(config, shared)
-    except (ConfigError, PolicyUnavailable) as error:
+    except ConfigError as error:
         sys.stderr.write(f"elemta: worker {orders.number}: the configuration can't be used: {error}\n")
         raise SystemExit(EX_CONFIG) from None
     log_observer = LogObserver(

@@ -29,7 +29,10 @@ class TLS:
         return cls(url.tls_server_name, url.ca, url.certificate, url.private_key) if url.tls else None
 
     def handshake(self, host: str) -> ValkeyHandshake:
-        """A handshake with a host. Files are read again when they have changed; TLSRefused if that fails."""
+        """A handshake with a host. Files are read again when they have changed.
+
+        Raises :class:`ValkeyTLSRefused` where that fails.
+        """
         from elemta.valkey.tls_handshake import ValkeyHandshake  # noqa: PLC0415 - only here is OpenSSL needed
 
         return ValkeyHandshake.of(self, host)

@@ -45,7 +45,7 @@ class ValkeyHandshake:
         return connection
 
     def check(self, connection: SSL.Connection) -> None:
-        """TLSRefused where the certificate, whose chain holds, is not one of the server's name."""
+        """ValkeyTLSRefused where the certificate, whose chain holds, is not one of the server's name."""
         try:
             if self._is_address:
                 verify_ip_address(connection, self._name)
