@@ -23,15 +23,13 @@ def check(invocation: CommandContext) -> int:
         error = failed.__cause__
         if not isinstance(error, ConfigError) or error.rest is None:
             raise
-        more = _faults_of_parts(error.rest, invocation.runtime)
+        _, more = _of_parts(error.rest, invocation.runtime)
         faults = error.with_more(more).faults
         raise CommandFailed(EX_CONFIG, "the configuration can't be used", faults=faults) from error
-    faults = _faults_of_parts(config, invocation.runtime)
+    cautions, faults = _of_parts(config, invocation.runtime)
     if faults:
         raise CommandFailed(EX_CONFIG, "the configuration can't be used", faults=faults)
-    expiry, _ = _of_certificates(config, invocation.runtime)
-    of_aliases, _ = _of_domains(config)
-    notes = [*config.without_effect(), *config.cautions(), *of_aliases, *expiry]
+    notes = [*config.without_effect(), *config.cautions(), *cautions]
     return invocation.give_answer(
         {"ok": True, "config": config.source, "notes": [str(note) for note in notes]},
         *(f"note: {note}" for note in notes),
@@ -39,10 +37,11 @@ def check(invocation: CommandContext) -> int:
     )
 
 
-def _faults_of_parts(config: Config, runtime: ProcessRuntime) -> tuple[Fault, ...]:
-    _, of_certificates = _of_certificates(config, runtime)
-    _, of_domains = _of_domains(config)
-    return (
+def _of_parts(config: Config, runtime: ProcessRuntime) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
+    """The cautions and the faults of what the configuration names."""
+    expiry, of_certificates = _of_certificates(config, runtime)
+    of_aliases, of_domains = _of_domains(config)
+    faults = (
         *of_domains,
         *_of_chain(config),
         *_of_checkers(config, runtime),
@@ -50,6 +49,7 @@ def _faults_of_parts(config: Config, runtime: ProcessRuntime) -> tuple[Fault, ..
         *of_certificates,
         *_of_routes(config),
     )
+    return (*of_aliases, *expiry), faults
 
 
 def show(invocation: CommandContext) -> int:
@@ -81,8 +81,11 @@ def _of_senders(config: Config) -> tuple[Fault, ...]:
 
 
 def _of_certificates(config: Config, runtime: ProcessRuntime) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
-    """Cautions, and faults. Needs OpenSSL, for which no other command waits."""
-    from elemta.certificates import certificate_cautions, read_certificates  # noqa: PLC0415
+    """The cautions and the faults of the files of certificates."""
+    from elemta.certificates import (  # noqa: PLC0415 - no other command needs OpenSSL
+        certificate_cautions,
+        read_certificates,
+    )
 
     try:
         certificates = read_certificates(config.tls, config.certificates)
@@ -92,8 +95,8 @@ def _of_certificates(config: Config, runtime: ProcessRuntime) -> tuple[tuple[Fau
 
 
 def _of_routes(config: Config) -> tuple[Fault, ...]:
-    """The faults of files of credentials and authorities. Needs OpenSSL, too."""
-    from elemta.delivery.routes import routes_from_config  # noqa: PLC0415
+    """The faults of files of credentials and authorities."""
+    from elemta.delivery.routes import routes_from_config  # noqa: PLC0415 - needs OpenSSL
 
     try:
         routes_from_config(config, Domains(frozenset()))
