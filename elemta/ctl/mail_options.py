@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Final
 
@@ -36,7 +36,7 @@ class SendmailOptions:
     ret: str = ""
     notify: str = ""
     envid: str = ""
-    recipients: tuple[str, ...] = field(default=())
+    recipients: tuple[str, ...] = ()
 
 
 USED: Final[tuple[tuple[str, str], ...]] = (
@@ -80,9 +80,9 @@ def read_options(argv: Sequence[str]) -> SendmailOptions:
             recipients += words
         elif word == "--version":
             options = replace(options, mode=SendmailMode.VERSION)
-        elif word == "--help" or not word.startswith("-") or word == "-":
-            if word in ("--help", "-"):
-                raise UsageFault("man elemta-sendmail says which options there are")
+        elif word in ("--help", "-"):
+            raise UsageFault("man elemta-sendmail says which options there are")
+        elif not word.startswith("-"):
             recipients.append(word)
         else:
             for letter, value in _letters(word[1:], words):
