@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides
 
@@ -170,7 +171,7 @@ class AgentClient:
 
     def _agent_now(self) -> Any:
         if self._agent is None:
-            from twisted.web.client import Agent, HTTPConnectionPool  # noqa: PLC0415
+            from twisted.web.client import Agent, HTTPConnectionPool  # noqa: PLC0415 - as in `_ask`
 
             self._pool = HTTPConnectionPool(self._reactor)
             self._pool.maxPersistentPerHost = CONNECTIONS
@@ -179,7 +180,7 @@ class AgentClient:
         return self._agent
 
     def _producer(self, body: bytes | BinaryIO) -> Any:
-        from twisted.web.iweb import IBodyProducer  # noqa: PLC0415
+        from twisted.web.iweb import IBodyProducer  # noqa: PLC0415 - as in `_ask`
 
         producer = _OctetsProducer(body) if isinstance(body, bytes) else _FileProducer(body, self._in_thread)
         alsoProvides(producer, IBodyProducer)
@@ -237,9 +238,8 @@ def _reason(error: Exception) -> str:
 
 
 def _read_body(response: Any, limit: int) -> Deferred[bytes]:
-    from twisted.internet.protocol import Protocol as TwistedProtocol  # noqa: PLC0415
-    from twisted.web.client import ResponseDone  # noqa: PLC0415
-    from twisted.web.http import PotentialDataLoss  # noqa: PLC0415
+    from twisted.web.client import ResponseDone  # noqa: PLC0415 - as in `_ask`
+    from twisted.web.http import PotentialDataLoss  # noqa: PLC0415 - as in `_ask`
 
     class Body(TwistedProtocol):
         def __init__(self) -> None:

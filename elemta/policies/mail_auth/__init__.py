@@ -11,6 +11,7 @@ from twisted.plugin import IPlugin
 from zope.interface import implementer
 
 from elemta.policies.mail_auth.options import MailAuthOptions
+from elemta.policies.option_checks import domain_faults, refuse
 from elemta.policy import IPolicyPlugin, Services
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ class MailAuthPlugin:
 
     def build(self, options: MailAuthOptions, services: Services) -> MailAuthPolicy:
         """Raises ConfigError for a name that can't stand in the field, and for a domain that is none."""
+        # They cost what only this policy needs.
         from elemta.policies.mail_auth.dmarc import ascii_domain  # noqa: PLC0415
-        from elemta.policies.mail_auth.policy import MailAuthPolicy  # noqa: PLC0415 - costs what only this policy needs
-        from elemta.policies.option_checks import domain_faults, refuse  # noqa: PLC0415
+        from elemta.policies.mail_auth.policy import MailAuthPolicy  # noqa: PLC0415
 
         faults = domain_faults("authserv_id", options.authserv_id) if options.authserv_id else []
         for number, domain in enumerate(options.trusted_arc, 1):

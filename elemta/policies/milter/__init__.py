@@ -8,6 +8,7 @@ from twisted.plugin import IPlugin
 from zope.interface import implementer
 
 from elemta.policies.milter.options import MilterOptions
+from elemta.policies.option_checks import endpoint_faults, refuse
 from elemta.policy import IPolicyPlugin, Services
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ class MilterPlugin:
     def build(self, options: MilterOptions, services: Services) -> MilterPolicy:
         """Raises ConfigError where the endpoint is none."""
         from elemta.policies.milter.policy import MilterPolicy  # noqa: PLC0415 - costs what only this policy needs
-        from elemta.policies.option_checks import endpoint_faults, refuse  # noqa: PLC0415
 
         refuse(endpoint_faults("endpoint", options.endpoint))
         return MilterPolicy(options, services)
