@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon
+from tests.support.limit_tables import policy_service_table
 from tests.support.valkey import ValkeyServer, eventually
 
-SERVICE = """
-[[policy_service]]
-name = "postfix"
-endpoint = "tcp:0:interface=127.0.0.1"
-"""
+SERVICE = policy_service_table("postfix")
 LIMIT = """
 [[limit]]
 name = "per-user"

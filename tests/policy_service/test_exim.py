@@ -11,19 +11,14 @@ import pytest
 
 from tests.interop.exim import Exim
 from tests.support.daemon import Daemon
-from tests.support.limit_tables import limit_table
+from tests.support.limit_tables import limit_table, policy_service_table
 from tests.support.open_directory import open_directory
 
 pytestmark = pytest.mark.servers
 
 PAGE = Path(__file__).parents[2] / "docs" / "postfix.md"
 TABLES = (
-    """\
-[[policy_service]]
-name = "exim"
-endpoint = "tcp:0:interface=127.0.0.1"
-charge_messages_at = "rcpt"
-"""
+    policy_service_table("exim", charge_messages_at="rcpt")
     + limit_table("recipients-per-sender", "sender", "recipients", "3/1h")
     + limit_table("messages-per-domain", "sender_domain", "messages", "2/1h", on_exceed="reject")
     + limit_table("bytes-per-helo", "helo", "bytes", "10MiB/1h", on_exceed="disconnect")
@@ -38,13 +33,6 @@ def statements(port: int) -> str:
     text = shown[1].replace("inet:127.0.0.1:10031", f"inet:127.0.0.1:{port}")
     assert text != shown[1]
     return text
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Daemon]:
-    daemon = Daemon(tmp_path / "node", TABLES).start()
-    yield daemon
-    daemon.kill()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from tests.interop.programs import Server, free_port, greets, missing, program
 from tests.support.daemon import Daemon
-from tests.support.limit_tables import limit_table
+from tests.support.limit_tables import limit_table, policy_service_table
 
 pytestmark = [pytest.mark.servers, pytest.mark.campaign]
 
@@ -22,11 +22,7 @@ PAGE = ROOT / "docs" / "postfix.md"
 STORE = ROOT / "tests" / "interop" / "matrix_sources" / "haraka_store.js"
 PASSWORD = "correct horse"
 TABLES = (
-    """\
-[[policy_service]]
-name = "haraka"
-endpoint = "tcp:0:interface=127.0.0.1"
-"""
+    policy_service_table("haraka")
     + limit_table("recipients-per-sender", "sender", "recipients", "3/1h")
     + limit_table("recipients-per-domain", "recipient_domain", "recipients", "2/1h", on_exceed="reject")
     + limit_table("messages-per-domain", "sender_domain", "messages", "2/1h", on_exceed="reject")
@@ -54,13 +50,6 @@ def plugin(port: int) -> str:
     text = str(shown).replace("10031", str(port))
     assert text != shown
     return text
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Daemon]:
-    daemon = Daemon(tmp_path / "node", TABLES).start()
-    yield daemon
-    daemon.kill()
 
 
 @pytest.fixture

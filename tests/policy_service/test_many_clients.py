@@ -8,15 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.daemon import Daemon
-from tests.support.limit_tables import limit_table
+from tests.support.limit_tables import limit_table, policy_service_table
 from tests.support.valkey import eventually
 
 CLIENTS = 400
-TABLES = """\
-[[policy_service]]
-name = "postfix"
-endpoint = "tcp:0:interface=127.0.0.1"
-""" + limit_table("per-user", "user", "recipients", "3/1h")
+TABLES = policy_service_table("postfix") + limit_table("per-user", "user", "recipients", "3/1h")
 REQUEST = b"request=smtpd_access_policy\nprotocol_state=RCPT\nsasl_username=%s\n\n"
 
 

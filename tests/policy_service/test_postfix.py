@@ -10,17 +10,13 @@ import pytest
 
 from tests.interop.postfix import Postfix
 from tests.support.daemon import Daemon
-from tests.support.limit_tables import limit_table
+from tests.support.limit_tables import limit_table, policy_service_table
 from tests.support.open_directory import open_directory
 
 pytestmark = pytest.mark.servers
 
 TABLES = (
-    """\
-[[policy_service]]
-name = "postfix"
-endpoint = "tcp:0:interface=127.0.0.1"
-"""
+    policy_service_table("postfix")
     + limit_table("recipients-per-sender", "sender", "recipients", "5/1h")
     + limit_table("messages-per-domain", "sender_domain", "messages", "4/1h", on_exceed="reject")
 )
@@ -31,13 +27,6 @@ def _open_directory() -> Iterator[Path]:
     """A directory that Postfix's own users can enter."""
     with open_directory("policy-") as path:
         yield path
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Daemon]:
-    daemon = Daemon(tmp_path / "node", TABLES).start()
-    yield daemon
-    daemon.kill()
 
 
 def postfix(directory: Path, node: Daemon, name: str) -> Postfix:
