@@ -79,18 +79,24 @@ class IdleElemta(SuiteElemta):
     name = "Elemta, many sessions"
 
     def configuration(self) -> str:
-        text = super().configuration().replace("[[listener]]", "[[listener]]", 1)
+        text = super().configuration()
         text = text.replace("max_connections_per_ip = 1000", "max_connections_per_ip = 100000")
         return text.replace("[resources]", "[resources]\nmax_connections = 25000", 1)
 
 
-class WorkersElemta(SuiteElemta):
-    """Elemta with two processes that receive mail."""
+def with_workers(number: int) -> type[SuiteElemta]:
+    """Elemta with so many processes that receive mail."""
 
-    name = "Elemta, 2 workers"
+    class Workers(SuiteElemta):
+        name = f"Elemta, {number} workers" if number > 1 else "Elemta"
 
-    def configuration(self) -> str:
-        return super().configuration().replace("[server]", "[server]\nworkers = 2", 1)
+        def configuration(self) -> str:
+            return super().configuration().replace("[server]", f"[server]\nworkers = {number}", 1)
+
+    return Workers
+
+
+WorkersElemta = with_workers(2)
 
 
 class ValkeyElemta(SuiteElemta):

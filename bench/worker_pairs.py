@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from busy import Others
-from contenders import SuiteElemta
+from contenders import with_workers
 from measuring import WARM_UP, Scenario, running, send
 from servers import cpu_seconds, own_cpu_seconds
 
@@ -49,18 +49,6 @@ class Account:
     supervisor: float
     load: float
     others: float
-
-
-def with_workers(number: int) -> type[SuiteElemta]:
-    """Elemta with so many workers."""
-
-    class Workers(SuiteElemta):
-        name = f"Elemta, {number} workers" if number > 1 else "Elemta"
-
-        def configuration(self) -> str:
-            return super().configuration().replace("[server]", f"[server]\nworkers = {number}", 1)
-
-    return Workers
 
 
 def measured(number: int, scenario: Scenario, parent: Path) -> Account:
