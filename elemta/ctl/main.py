@@ -88,7 +88,8 @@ def _run(command: Command, invocation: CommandContext) -> int:
         return EX_FAILED
     except OSError as error:
         # A full disk under the output, as a rule: what was written is not the whole answer.
-        invocation.note(error.strerror or str(error))
+        where = f"{error.filename}: " if error.filename else ""
+        invocation.note(f"{where}{error.strerror or error}")
         return EX_FAILED
 
 

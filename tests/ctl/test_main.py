@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import pytest_twisted
@@ -24,6 +24,7 @@ from twisted.internet.threads import blockingCallFromThread, deferToThread
 
 from elemta.address import NULL, Address
 from elemta.ctl.client import AdminClient
+from elemta.ctl.context import CommandContext
 from elemta.ctl.main import main
 from elemta.daemon.membership import NodeLife
 from elemta.daemon.reload import ReloadReport
@@ -594,6 +595,15 @@ async def test_output_that_can_not_be_written_is_a_failure(daemon: Daemon, argv:
     words = ("--socket", daemon.socket, *argv)
     assert await deferToThread(main, words, FullDisk(), err, {}, io.StringIO()) == 1
     assert err.getvalue() == "elemtactl: No space left on device\n"
+
+
+def test_a_file_that_fails_in_a_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/srv/list")
+
+    monkeypatch.setattr(CommandContext, "config", fail)
+    code, _, err = run("config", "dump")
+    assert (code, err) == (1, "elemtactl: /srv/list: Input/output error\n")
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">/dev/full"])
