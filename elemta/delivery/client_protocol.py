@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import BinaryIO, cast
+from typing import cast
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
@@ -20,15 +18,9 @@ from elemta.conversation_trace import ConversationTrace
 from elemta.deferred_value import run
 from elemta.delivery.movable_deadline import MovableDeadline
 from elemta.delivery.next_hop import IPAddress
-from elemta.delivery.next_hop_state import (
-    ContentFlow,
-    FlowChange,
-    TLSChange,
-    TLSState,
-    next_flow,
-    next_tls,
-)
+from elemta.delivery.next_hop_state import TLSChange, TLSState, next_tls
 from elemta.delivery.outbound_tls import OutboundHandshake, OutboundTLSRefused
+from elemta.delivery.outgoing_content import OpenContent, OutgoingContent, Read
 from elemta.directwrite import write_at_once
 from elemta.errors import SpoolError
 from elemta.outcome import Outcome, Status
@@ -49,9 +41,6 @@ _log = Logger()
 
 # How long what was said last may take to leave before the connection is cut.
 _QUIT_SECONDS = 5.0
-
-Read = Callable[[BinaryIO], Awaitable[bytes]]
-OpenContent = Callable[[], Awaitable[BinaryIO]]
 
 
 @implementer(IPushProducer, IHandshakeListener)
@@ -86,14 +75,14 @@ class NextHopConnection(Protocol):
         self._trace = trace
         self._handshake = handshake
         self._tls_state = TLSState.CLEAR
-        self._flow = ContentFlow.NONE
         self._lifetime = lifetime
-        self._read = read
         self._settled: Deferred[tuple[Outcome, ...]] | None = None
         self._transaction: ClientTransaction | None = None
         self._open_content: OpenContent | None = None
         self._wire: Connection | None = None
-        self._may_go_on: Deferred[None] | None = None
+        self._content = OutgoingContent(
+            self._session, self, read=read, flush=self._flush, abandon=self.abandon
+        )
         self._deadline = MovableDeadline(clock)
         self._life = MovableDeadline(clock)
         self._awaited: tuple[int, float | None] = (-1, None)
@@ -161,6 +150,7 @@ class NextHopConnection(Protocol):
         self._wire = cast(Connection, self.transport)
         if self.address is not None:
             self._wire.setTcpNoDelay(True)
+        self._content.wire = self._wire
         if self._handshake is not None and self._session.tls_comes_first:
             self._start_tls()
         self._flush()
@@ -205,7 +195,7 @@ class NextHopConnection(Protocol):
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         # Whatever breaks: no attempt may wait for a connection that is gone, and no timer keeps it.
-        for end in (partial(self._lost, reason), self._deadline.stop, self._life.stop, self._go_on):
+        for end in (partial(self._lost, reason), self._deadline.stop, self._life.stop, self._content.go_on):
             try:
                 end()
             except Exception:
@@ -235,24 +225,13 @@ class NextHopConnection(Protocol):
     # Back-pressure
 
     def pauseProducing(self) -> None:
-        self._flow = next_flow(self._flow, FlowChange.PAUSE)
+        self._content.pause()
 
     def resumeProducing(self) -> None:
-        self._flow = next_flow(self._flow, FlowChange.RESUME)
-        self._go_on()
+        self._content.resume()
 
     def stopProducing(self) -> None:
-        self.resumeProducing()
-
-    def _go_on(self) -> None:
-        """Let the content go on if nothing keeps it any more."""
-        if self._may_go_on is not None and not self._is_kept:
-            may_go_on, self._may_go_on = self._may_go_on, None
-            may_go_on.callback(None)
-
-    @property
-    def _is_kept(self) -> bool:
-        return not self._session.closed and (self._flow is ContentFlow.PAUSED or self._session.congested)
+        self._content.resume()
 
     # The session speaks
 
@@ -282,8 +261,8 @@ class NextHopConnection(Protocol):
         else:
             if not flushed:
                 self._flush()
-            if self._may_go_on is not None:
-                self._go_on()
+            if self._content.held is not None:
+                self._content.go_on()
 
     def _note(self, event: Event) -> None:
         """What happens to a connection, and not with each message."""
@@ -386,8 +365,7 @@ class NextHopConnection(Protocol):
             return
         if output := self._session.take_output():
             write_at_once(self._wire, output)
-        self._end_producing()
-        self._go_on()
+        self._content.stop()
         self._wire.loseConnection()
         self._deadline.set(_QUIT_SECONDS, self.cut)
         # Nothing is awaited of the session any more: whatever still comes does not move this deadline.
@@ -397,8 +375,10 @@ class NextHopConnection(Protocol):
 
     def _start_content(self) -> bool:
         """Send the content; whether all of it is sent by now, as what is in memory and small is."""
+        assert self._open_content is not None  # noqa: S101 - content is wanted for what was sent
+        assert self._transaction is not None  # noqa: S101
         try:
-            waits = run(self._send_content())
+            waits = run(self._content.send(self._transaction.size, self._open_content))
         except Exception:
             self._content_failed(Failure())
             return False
@@ -416,50 +396,3 @@ class NextHopConnection(Protocol):
                 queue_id=self._queue_id,
             )
         self.abandon(f"the message could not be read here: {failure.getErrorMessage()}")
-
-    async def _send_content(self) -> None:
-        assert self._open_content is not None  # noqa: S101 - content is wanted for what was sent
-        assert self._transaction is not None  # noqa: S101
-        size = self._transaction.size
-        content = await self._open_content()
-        try:
-            sent = 0
-            stored = content.seek(0, os.SEEK_END)
-            content.seek(0)
-            while sent < size and not self._session.closed:
-                chunk = await self._read(content)
-                sent += len(chunk)
-                if not chunk:
-                    break
-                self._session.content(chunk)
-                if sent >= size:
-                    # The end goes with it: one packet less, and for a small message one wait less.
-                    break
-                self._begin_producing()
-                self._flush()
-                if self._is_kept:
-                    self._may_go_on = Deferred()
-                    await self._may_go_on
-        finally:
-            content.close()
-        if self._session.closed:
-            return
-        if sent != size or stored != size:
-            # A message that was cut short on the disk must never end: it would count as delivered.
-            self.abandon(f"the stored message has {min(sent, stored)} octets of {size}")
-            return
-        self._end_producing()
-        self._session.end_content()
-        self._flush()
-
-    def _begin_producing(self) -> None:
-        if self._session.closed or self._wire is None:
-            return
-        if self._flow in (ContentFlow.NONE, ContentFlow.HELD_BACK):
-            self._flow = next_flow(self._flow, FlowChange.BEGIN)
-            self._wire.registerProducer(self, True)
-
-    def _end_producing(self) -> None:
-        if self._flow in (ContentFlow.FLOWING, ContentFlow.PAUSED) and self._wire is not None:
-            self._flow = next_flow(self._flow, FlowChange.END)
-            self._wire.unregisterProducer()

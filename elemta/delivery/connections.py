@@ -9,12 +9,13 @@ from typing import Any
 from twisted.logger import Logger
 
 from elemta.config import RouteTLS
-from elemta.delivery.client_protocol import NextHopConnection, OpenContent, Read
+from elemta.delivery.client_protocol import NextHopConnection
 from elemta.delivery.dialer import Dialer, place_of
 from elemta.delivery.happy_eyeballs import NextHopUnreachableError
 from elemta.delivery.hop_memory import HopMemory, Place
 from elemta.delivery.local_faults import all_local, of_route
 from elemta.delivery.next_hop import Candidate, IPAddress, NextHop
+from elemta.delivery.outgoing_content import OpenContent, Read
 from elemta.delivery.pool import ConnectionPool, Gate, HostSlots, PooledConnection
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, NoSlotError

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from elemta.bounded_map import BoundedMap
 from elemta.config import AddressFamily, RouteTLS
-from elemta.delivery.client_protocol import NextHopConnection, Read
+from elemta.delivery.client_protocol import NextHopConnection
 from elemta.delivery.connection_terms import ConnectionTerms
 from elemta.delivery.happy_eyeballs import (
     HappyEyeballs,
@@ -21,6 +21,7 @@ from elemta.delivery.happy_eyeballs import (
 from elemta.delivery.hop_memory import HopMemory, Place
 from elemta.delivery.next_hop import Candidate, IPAddress, NextHop
 from elemta.delivery.outbound_tls import OutboundTLS
+from elemta.delivery.outgoing_content import Read
 from elemta.delivery.settings import DeliverySettings
 from elemta.dns.system_names import AddressResolver, SystemNames
 from elemta.smtp.client import ClientSettings
