@@ -31,7 +31,7 @@ from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.shared_outages import shared_outages
 from elemta.delivery.success_notices import SuccessNotices
 from elemta.delivery.transports import Transports
-from elemta.delivery.under_way import PartsUnderWay, log_not_recorded
+from elemta.delivery.under_way import PartsSetAside, PartsUnderWay, log_not_recorded
 from elemta.errors import SpoolError
 from elemta.metrics import DeliveryMetrics
 from elemta.policy.delivery_hooks import DeliveryHooks
@@ -116,7 +116,7 @@ class DeliveryScheduler(Service):
         )
         self._begin_anew()
         self._under_way = PartsUnderWay(runtime.reactor)
-        self._set_aside: dict[Key, tuple[QueuedMessage, float]] = {}
+        self._set_aside = PartsSetAside()
         #: Whether a fault of ours may have spoiled what is known here of the queue.
         self._doubtful = False
         self._rests_until = 0.0
@@ -346,8 +346,7 @@ class DeliveryScheduler(Service):
 
         Not while a look is under way: its answer may name what ended meanwhile.
         """
-        aside = [message for message, _ in self._set_aside.values()]
-        self._destinations.start_over(self._under_way.values(), aside)
+        self._destinations.start_over(self._under_way.values(), self._set_aside.messages)
         self._doubtful = False
         self._listing.start_anew()
 
@@ -356,7 +355,7 @@ class DeliveryScheduler(Service):
         if not self._queue.settled:
             return
         now = self._time.seconds()
-        self._end_setting_aside(now)
+        self._set_aside.release(self._destinations, now)
         self._listing.list_if_due(now)
         wanted = self._destinations.wanted(now)
         if not wanted:
@@ -378,11 +377,6 @@ class DeliveryScheduler(Service):
 
     def _may_scan(self) -> bool:
         return bool(self.running) and self._queue.settled
-
-    def _end_setting_aside(self, now: float) -> None:
-        for message in [message for message, until in self._set_aside.values() if until <= now]:
-            self._destinations.release(message, now)
-            del self._set_aside[message.key]
 
     # One message
 
@@ -428,11 +422,10 @@ class DeliveryScheduler(Service):
         try:
             await self._attempts.make(message)
         except Exception:
-            self._set_aside[key] = message, inf
-            # The queue keeps what it could not write and writes it later; until then the part still stands
-            # there as due, and is not, however long that takes. After a fault of ours it waits a while.
+            self._set_aside.put(message, inf)
+            # After a fault of ours it waits a while.
             delay = self._settings.retries.delays[0] if self._queue.settled else 0.0
-            self._set_aside[key] = message, self._time.seconds() + delay
+            self._set_aside.put(message, self._time.seconds() + delay)
             log_not_recorded(Failure(), message.queue_id)
         finally:
             # Whatever happened: nothing counts as under way without an attempt.

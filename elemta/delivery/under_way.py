@@ -1,4 +1,4 @@
-"""The parts whose attempt is under way."""
+"""The parts whose attempt is under way, and those whose attempt is over without a record."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.delivery.destination import Key
+from elemta.delivery.destinations import Destinations
 from elemta.errors import SpoolError
 from elemta.spool.records import QueuedMessage
 
@@ -39,6 +40,29 @@ class PartsUnderWay(dict[Key, QueuedMessage]):
         if late.active():
             late.cancel()
         return not self
+
+
+class PartsSetAside(dict[Key, tuple[QueuedMessage, float]]):
+    """The parts by key, each with when it may be taken up again.
+
+    The queue keeps what it could not write and writes it later. Until then the part still stands there as
+    due, and is not, however long that takes.
+    """
+
+    @property
+    def messages(self) -> list[QueuedMessage]:
+        """The parts themselves."""
+        return [message for message, _ in self.values()]
+
+    def put(self, message: QueuedMessage, until: float) -> None:
+        """Let a part be taken up again then, and not before."""
+        self[message.key] = message, until
+
+    def release(self, destinations: Destinations, now: float) -> None:
+        """Let those be taken up whose time has come."""
+        for message in [message for message, until in self.values() if until <= now]:
+            destinations.release(message, now)
+            del self[message.key]
 
 
 def log_not_recorded(failure: Failure, queue_id: str) -> None:
