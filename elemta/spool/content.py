@@ -80,6 +80,11 @@ class MemoryContent(io.BytesIO):
 
     in_memory = True
 
+    @property
+    def size(self) -> int:
+        """Octets of header block and body."""
+        return self.getbuffer().nbytes
+
 
 class RecentContents:
     """Small contents by queue id, at most so many octets in all; the oldest are dropped first."""
