@@ -89,6 +89,21 @@ class Host:
     def seconds(self) -> float:
         return self.clock.seconds()
 
+    def send(self, number: int = 1) -> None:
+        """Let so many messages for the dead destination come in at each worker."""
+        for worker in self.workers:
+            for _ in range(number):
+                worker.queue.send(DEAD)
+
+    def begin(self, name: str) -> Worker:
+        """Start one more worker; a message comes in there, and is tried if it may be."""
+        worker = Worker(self, name)
+        self.workers.append(worker)
+        self.carry()
+        worker.queue.send(DEAD)
+        worker.attempt()
+        return worker
+
     def carry(self) -> None:
         while sum(worker.pair.carry() for worker in self.workers):
             self.clock.advance(0)
@@ -103,9 +118,7 @@ class Host:
 
 def probes_of_a_day(workers: int) -> int:
     host = Host(workers)
-    for worker in host.workers:
-        for _ in range(3):
-            worker.queue.send(DEAD)
+    host.send(3)
     host.run(DAY, 5.0)
     assert all(worker.is_down for worker in host.workers)
     return host.attempts[DEAD]
@@ -135,9 +148,7 @@ def test_what_one_worker_found_the_other_does_not_try() -> None:
 def test_mail_that_waited_already_stops_and_goes_on_when_the_first_worker_gets_through() -> None:
     host = Host()
     first, second = host.workers
-    for worker in host.workers:
-        for _ in range(4):
-            worker.queue.send(DEAD)
+    host.send(4)
     first.attempt()
     host.carry()
     second.attempt()
@@ -151,8 +162,7 @@ def test_mail_that_waited_already_stops_and_goes_on_when_the_first_worker_gets_t
 def test_where_the_first_worker_dies_the_other_probes_a_little_later() -> None:
     host = Host()
     first, second = host.workers
-    for worker in host.workers:
-        worker.queue.send(DEAD)
+    host.send()
     first.attempt()
     host.carry()
     host.workers.pop(0).pair.kill_worker()
@@ -172,20 +182,10 @@ def test_a_worker_that_starts_hears_of_what_is_down() -> None:
     host.workers[0].attempt()
     host.carry()
     host.clock.advance(10)
-    late = Worker(host, "worker 2")
-    host.workers.append(late)
-    host.carry()
-    late.queue.send(DEAD)
-    late.attempt()
-    assert late.attempts == 0
+    assert host.begin("worker 2").attempts == 0
     # Not after its time.
     host.clock.advance(LONGEST + LATER)
-    later = Worker(host, "worker 3")
-    host.workers.append(later)
-    host.carry()
-    later.queue.send(DEAD)
-    later.attempt()
-    assert later.attempts == 1
+    assert host.begin("worker 3").attempts == 1
 
 
 def test_a_destination_that_answers_here_is_not_blocked_for_what_another_found() -> None:
@@ -215,8 +215,7 @@ def test_a_destination_that_answers_here_is_not_blocked_for_what_another_found()
 def test_what_was_found_here_is_open_only_when_it_answers_here() -> None:
     host = Host()
     first, second = host.workers
-    for worker in host.workers:
-        worker.queue.send(DEAD)
+    host.send()
     # Both find it out before they hear of each other.
     first.attempt()
     second.attempt()
