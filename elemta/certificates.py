@@ -21,6 +21,7 @@ from OpenSSL import SSL, crypto
 
 from elemta.config import CertificateConfig, TLSConfig
 from elemta.errors import ConfigError, Fault
+from elemta.openssl import openssl_words
 
 SOON_DAYS = 30
 """A certificate that expires within so many days is worth a caution."""
@@ -204,7 +205,4 @@ def _read(path: str, key: str) -> bytes:
 
 
 def _words(error: Exception) -> str:
-    if isinstance(error, (SSL.Error, crypto.Error)) and error.args and isinstance(error.args[0], list):
-        reasons = "; ".join(str(entry[-1]) for entry in error.args[0] if entry)
-        return reasons or "OpenSSL gives no reason"
-    return str(error) or type(error).__name__
+    return openssl_words(error) or str(error) or type(error).__name__

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from ipaddress import ip_address
 from weakref import WeakKeyDictionary
 
 from OpenSSL import SSL
-from service_identity import CertificateError, VerificationError
-from service_identity.pyopenssl import verify_hostname, verify_ip_address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
@@ -16,6 +13,7 @@ from zope.interface import implementer
 
 from elemta.delivery.connection_terms import load_authorities
 from elemta.domains import canonical_domain
+from elemta.openssl import has_certificate_of, is_address, openssl_words
 from elemta.smtp.session_info import TLSInfo
 
 # What OpenSSL says about a chain that does not hold, by its number (X509_V_ERR_...).
@@ -100,7 +98,7 @@ class OutboundHandshake:
         self._under_way = under_way
         self._verified = verified
         self._host = canonical_domain(host)
-        self._is_address = _is_address(host)
+        self._is_address = is_address(self._host)
         self.chain_error = 0
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: ARG002
@@ -115,23 +113,13 @@ class OutboundHandshake:
     def check(self, connection: SSL.Connection) -> TLSInfo:
         """What was negotiated; :class:`OutboundTLSRefused` where the certificate is not the host's and has
         to be."""
-        if self._verified:
-            self._check_name(connection)
+        if self._verified and not has_certificate_of(connection, self._host):
+            raise OutboundTLSRefused(f"its certificate is not one of {self._host}")
         return TLSInfo(
             version=connection.get_protocol_version_name(),
             cipher=connection.get_cipher_name() or "",
             server_name=None if self._is_address else self._host,
         )
-
-    def _check_name(self, connection: SSL.Connection) -> None:
-        try:
-            if self._is_address:
-                verify_ip_address(connection, self._host)
-            else:
-                # RFC 6125 §6
-                verify_hostname(connection, self._host)
-        except (VerificationError, CertificateError) as error:
-            raise OutboundTLSRefused(f"its certificate is not one of {self._host}") from error
 
     def reason(self, failure: Failure) -> str:
         """Why the handshake failed, in words."""
@@ -139,14 +127,4 @@ class OutboundHandshake:
             why = _CHAIN.get(self.chain_error, f"OpenSSL calls it error {self.chain_error}")
             return f"its certificate can't be trusted: {why}"
         error = failure.value
-        if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list):
-            return "; ".join(entry[-1] for entry in error.args[0] if entry) or "OpenSSL gives no reason"
-        return str(failure.getErrorMessage()) or type(error).__name__
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
+        return openssl_words(error) or str(failure.getErrorMessage()) or type(error).__name__

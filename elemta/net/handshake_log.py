@@ -81,12 +81,12 @@ class HandshakeLog:
 
 def reason_of(failure: Failure) -> str:
     """Why a handshake failed: OpenSSL's own words, or the side that ended it."""
-    from OpenSSL import SSL  # noqa: PLC0415 - loaded by now: there was a handshake
+    from elemta.openssl import openssl_words  # noqa: PLC0415 - OpenSSL is loaded: there was a handshake
 
     error = failure.value
-    if isinstance(error, SSL.Error):
-        entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
-        return "; ".join(str(entry[-1]) for entry in entries if entry) or "OpenSSL gives no reason"
+    words = openssl_words(error)
+    if words:
+        return words
     if isinstance(error, ConnectionAborted):
         return "this server ended the connection: no handshake in time, or it stops"
     if isinstance(error, (ConnectionDone, ConnectionLost)):

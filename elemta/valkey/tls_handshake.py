@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import ip_address
 from pathlib import Path
 
 from OpenSSL import SSL
-from service_identity import CertificateError, VerificationError
-from service_identity.pyopenssl import verify_hostname, verify_ip_address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from elemta.openssl import has_certificate_of, is_address, openssl_words
 from elemta.valkey.tls import TLS, ValkeyTLSRefused
 
 
@@ -23,7 +21,6 @@ class ValkeyHandshake:
     def __init__(self, context: SSL.Context, name: str) -> None:
         self._context = context
         self._name = name
-        self._is_address = _is_address(name)
 
     @classmethod
     def of(cls, tls: TLS, host: str) -> ValkeyHandshake:
@@ -34,26 +31,20 @@ class ValkeyHandshake:
         except OSError as error:
             raise ValkeyTLSRefused(str(error)) from error
         except SSL.Error as error:
-            raise ValkeyTLSRefused(f"a file for TLS can't be used: {_words(error)}") from error
+            raise ValkeyTLSRefused(f"a file for TLS can't be used: {openssl_words(error)}") from error
         return cls(context, tls.server_name or host)
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: ARG002
         connection = SSL.Connection(self._context, None)
         # RFC 6066 §3: an address is no server name
-        if not self._is_address:
+        if not is_address(self._name):
             connection.set_tlsext_host_name(self._name.encode("ascii"))
         return connection
 
     def check(self, connection: SSL.Connection) -> None:
         """ValkeyTLSRefused where the certificate, whose chain holds, is not one of the server's name."""
-        try:
-            if self._is_address:
-                verify_ip_address(connection, self._name)
-            else:
-                # RFC 6125 §6
-                verify_hostname(connection, self._name)
-        except (VerificationError, CertificateError) as error:
-            raise ValkeyTLSRefused(f"its certificate is not one of {self._name}") from error
+        if not has_certificate_of(connection, self._name):
+            raise ValkeyTLSRefused(f"its certificate is not one of {self._name}")
 
 
 @lru_cache(maxsize=16)
@@ -75,16 +66,3 @@ def _context(tls: TLS, _states: tuple[tuple[int, int], ...]) -> SSL.Context:
         context.check_privatekey()
     context.set_verify(SSL.VERIFY_PEER, lambda _connection, _certificate, _error, _depth, good: bool(good))
     return context
-
-
-def _words(error: SSL.Error) -> str:
-    entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
-    return "; ".join(entry[-1] for entry in entries if entry) or "OpenSSL gives no reason"
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
