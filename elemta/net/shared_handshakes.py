@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
@@ -30,6 +31,17 @@ class HostHandshakes(typing.Protocol):
         """How many a client may have here, while nothing says how many there are elsewhere."""
 
 
+@dataclass(slots=True, eq=False)
+class _Handshake:
+    """One that is under way."""
+
+    client: str
+    #: How many its client may have; 0: it is let through.
+    most: int
+    #: Whether the host counts it, as far as is known.
+    counted: bool = False
+
+
 class SharedHandshakes:
     """The handshakes that are under way here.
 
@@ -38,33 +50,34 @@ class SharedHandshakes:
 
     def __init__(self, host: HostHandshakes) -> None:
         self._host = host
-        # Whether the host counts it, as far as is known.
-        self._under_way: dict[ClientConnection, bool] = {}
+        self._under_way: dict[ClientConnection, _Handshake] = {}
 
     def begin(self, connection: ClientConnection, most: int, *, binding: bool) -> None:
         """Count it. ``binding``: no more than ``most`` of its client; else it is let through."""
-        client = ip_identity(connection.client_ip)
-        self._under_way[connection] = False
-        asked = self._host.take(client, most if binding else 0)
-        asked.addCallback(self._answered, connection, client, most if binding else 0).addErrback(_failed)
+        handshake = _Handshake(ip_identity(connection.client_ip), most if binding else 0)
+        self._under_way[connection] = handshake
+        asked = self._host.take(handshake.client, handshake.most)
+        asked.addCallback(self._answered, connection, handshake).addErrback(_failed)
 
     def end(self, connection: ClientConnection) -> None:
         """It is done, or its connection is gone."""
-        if self._under_way.pop(connection, False):
-            self._host.give_back(ip_identity(connection.client_ip))
+        handshake = self._under_way.pop(connection, None)
+        if handshake is not None and handshake.counted:
+            self._host.give_back(handshake.client)
 
-    def _answered(self, granted: bool | None, connection: ClientConnection, client: str, most: int) -> None:
+    def _answered(self, granted: bool | None, connection: ClientConnection, handshake: _Handshake) -> None:
         if connection not in self._under_way:
             if granted:
-                self._host.give_back(client)
+                self._host.give_back(handshake.client)
         elif granted:
-            self._under_way[connection] = True
-        elif granted is False or (most and self._of(client) > self._host.share(most)):
+            handshake.counted = True
+        elif granted is False or (handshake.most and self._is_beyond_share(handshake)):
             del self._under_way[connection]
             connection.refuse_handshake()
 
-    def _of(self, client: str) -> int:
-        return sum(ip_identity(each.client_ip) == client for each in self._under_way)
+    def _is_beyond_share(self, handshake: _Handshake) -> bool:
+        here = sum(each.client == handshake.client for each in self._under_way.values())
+        return here > self._host.share(handshake.most)
 
 
 def _failed(failure: Failure) -> None:
