@@ -15,32 +15,22 @@ closes::
 from __future__ import annotations
 
 from collections import Counter
-from typing import cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.defer import TimeoutError as OutOfTime
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
-from elemta.deferred_value import detached
-from elemta.errors import ChannelError
 from elemta.workers.channel import Channel
 from elemta.workers.limit_bodies import distrust, number, read, text, write
+from elemta.workers.places import HeldPlaces, ask_for_place
 
 TAKE, GIVE = "handshakes.take", "handshakes.give"
-
-TAKE_SECONDS = 1.0
-"""How long a worker waits for the answer. After that its client may have its share of the places."""
-
-# An answer that comes later than this finds no channel.
-_AT_ALL = 3600.0
 
 
 class HandshakeServer:
     """The supervisor's end."""
 
     def __init__(self) -> None:
-        self._held: dict[Channel, Counter[str]] = {}
+        self._held: dict[Channel, HeldPlaces[str]] = {}
         self._total: Counter[str] = Counter()
 
     def under_way(self, client: str) -> int:
@@ -49,13 +39,13 @@ class HandshakeServer:
 
     def serve(self, channel: Channel) -> None:
         """Count this worker's handshakes until its channel closes."""
-        self._held[channel] = Counter()
+        self._held[channel] = HeldPlaces()
         channel.handle(TAKE, lambda body: self._take(channel, body))
         channel.handle_notice(GIVE, lambda body: self._give(channel, body))
         channel.on_close(lambda _: self._closed(channel))
 
     def _closed(self, channel: Channel) -> None:
-        for client, count in self._held.pop(channel, Counter()).items():
+        for client, count in self._held.pop(channel, HeldPlaces()).items():
             self._free(client, count)
 
     def _take(self, channel: Channel, body: bytes) -> bytes:
@@ -73,12 +63,7 @@ class HandshakeServer:
     def _give(self, channel: Channel, body: bytes) -> None:
         with distrust("a handshake that is over"):
             client = text(read(body))
-            if self._held[channel][client] < 1:
-                raise ValueError
-        held = self._held[channel]
-        held[client] -= 1
-        if not held[client]:
-            del held[client]
+            self._held[channel].end(client)
         self._free(client, 1)
 
     def _free(self, client: str, count: int) -> None:
@@ -98,17 +83,10 @@ class WorkerHandshakes:
     def take(self, client: str, most: int) -> Deferred[bool | None]:
         """Whether a client may have one more handshake, of ``most`` (0: it is only counted).
 
-        None where there is no answer. To be followed by :meth:`give_back` where it is True.
+        None where there is no answer in time. To be followed by :meth:`give_back` where it is True.
         """
-        asked = self._channel.ask(TAKE, write([client, most]), _AT_ALL)
-        answer: Deferred[bool | None] = asked.addCallbacks(_is_granted, _no_answer)
-
-        def unwanted(granted: bool | None) -> None:
-            if granted:
-                self.give_back(client)
-
-        waited = cast("Deferred[bool | None]", detached(answer, unwanted, _ignore))
-        return waited.addTimeout(TAKE_SECONDS, self._clock).addErrback(_too_late)
+        body = write([client, most])
+        return ask_for_place(self._clock, self._channel, TAKE, body, lambda: self.give_back(client))
 
     def give_back(self, client: str) -> None:
         """A handshake that was counted is over."""
@@ -117,19 +95,3 @@ class WorkerHandshakes:
     def share(self, most: int) -> int:
         """How many handshakes a client may have with this worker, while there is no answer."""
         return max(1, most // self._workers)
-
-
-def _is_granted(body: bytes) -> bool | None:
-    return body == b"1"
-
-
-def _no_answer(failure: Failure) -> None:
-    failure.trap(ChannelError)
-
-
-def _too_late(failure: Failure) -> None:
-    failure.trap(OutOfTime)
-
-
-def _ignore(_failure: Failure) -> None:
-    """There is no answer any more, and nothing was counted."""

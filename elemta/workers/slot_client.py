@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as OutOfTime
@@ -24,11 +24,11 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elemta.deferred_value import MaybeDeferred, detached
-from elemta.errors import ChannelError
+from elemta.deferred_value import MaybeDeferred
 from elemta.workers.channel import Channel
 from elemta.workers.limit_bodies import distrust, number, read, text, write
 from elemta.workers.outages import WorkerOutages
+from elemta.workers.places import ask_for_place
 
 _log = Logger()
 
@@ -38,14 +38,8 @@ TAKE, GIVE, OFFER, WANTED = "slots.take", "slots.give", "slots.offer", "slots.wa
 LOOK_SECONDS = 1.0
 """How often a worker says how many clients it has."""
 
-TAKE_SECONDS = 1.0
-"""How long a delivery waits for the supervisor's answer."""
-
 OFFER_SECONDS = 1.0
 """How long a worker keeps an offer that no delivery uses."""
-
-# An answer that comes later than this finds no channel.
-_AT_ALL = 3600.0
 
 
 class ConnectionCredit:
@@ -180,15 +174,12 @@ class WorkerSlots:
         if self._offers[place]:
             self._offers[place] -= 1
             return True
-        asked = self._channel.ask(TAKE, write([route, destination, most, per_destination]), _AT_ALL)
-        answer: Deferred[bool] = asked.addCallbacks(_is_granted, _not_granted)
-
-        def unwanted(granted: bool) -> None:
-            if granted:
-                self.give_back(route, destination)
-
-        waited = cast("Deferred[bool]", detached(answer, unwanted, _ignore))
-        return waited.addTimeout(TAKE_SECONDS, self._clock).addErrback(_too_late)
+        body = write([route, destination, most, per_destination])
+        asked = ask_for_place(
+            self._clock, self._channel, TAKE, body, lambda: self.give_back(route, destination)
+        )
+        # Without an answer there is none.
+        return asked.addCallback(bool)
 
     def give_back(self, route: str, destination: str) -> None:
         """A connection is closed, or did not come about."""
@@ -228,24 +219,6 @@ def _place(body: bytes) -> tuple[str, str]:
 
 def _none() -> int:
     return 0
-
-
-def _is_granted(body: bytes) -> bool:
-    return body == b"1"
-
-
-def _not_granted(failure: Failure) -> bool:
-    failure.trap(ChannelError)
-    return False
-
-
-def _too_late(failure: Failure) -> bool:
-    failure.trap(OutOfTime)
-    return False
-
-
-def _ignore(_failure: Failure) -> None:
-    """There is no answer any more, and no connection came of it."""
 
 
 def _looks_ended(failure: Failure) -> Any:

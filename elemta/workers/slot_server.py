@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from elemta.workers.channel import Channel
 from elemta.workers.limit_bodies import distrust, number, read, text, write
+from elemta.workers.places import HeldPlaces
 from elemta.workers.slot_client import GIVE, GRANT, LESS, NEED, OFFER, RECALL, TAKE, WANTED
 
 MOST_WAITING = 1000
@@ -64,7 +65,7 @@ class SlotServer:
         self._max_connections = max_connections
         self._clients: OrderedDict[Channel, _Clients] = OrderedDict()
         self._routes: dict[str, _RouteSlots] = {}
-        self._held: dict[Channel, Counter[tuple[str, str]]] = {}
+        self._held: dict[Channel, HeldPlaces[tuple[str, str]]] = {}
         self._in_line: Counter[Channel] = Counter()
 
     @property
@@ -82,7 +83,7 @@ class SlotServer:
     def serve(self, channel: Channel) -> None:
         """Let this worker have places until its channel closes."""
         self._clients[channel] = _Clients()
-        self._held[channel] = Counter()
+        self._held[channel] = HeldPlaces()
         channel.handle_notice(NEED, lambda body: self._need(channel, body))
         channel.handle_notice(LESS, lambda body: self._less(channel, body))
         channel.handle(TAKE, lambda body: self._take(channel, body))
@@ -182,12 +183,7 @@ class SlotServer:
     def _give(self, channel: Channel, body: bytes) -> None:
         with distrust("a connection that a worker gives back"):
             route, destination = map(text, read(body))
-            if self._held[channel][route, destination] < 1:
-                raise ValueError
-        held = self._held[channel]
-        held[route, destination] -= 1
-        if not held[route, destination]:
-            del held[route, destination]
+            self._held[channel].end((route, destination))
         self._free(route, destination, 1)
 
     def _grant(self, slots: _RouteSlots, route: str, key: tuple[Channel, str]) -> None:

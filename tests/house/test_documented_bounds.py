@@ -32,7 +32,7 @@ from elemta.policies.mail_auth import dmarc, message_reader, signatures, spf
 from elemta.policy import outbox_file
 from elemta.policy_service import decisions, requests, service
 from elemta.spool import history_feed
-from elemta.workers import handshake_places, limit_client, outages
+from elemta.workers import limit_client, outages, places
 
 DOCS = Path(__file__).parents[2] / "docs"
 KIB, MIB = 1024, 1024 * 1024
@@ -142,7 +142,7 @@ SAID = {
         f"the supervisor waits {({0.8: 'four fifths'})[limit_client.SUPERVISOR_SHARE]} of that",
         f"Without Valkey it waits {worker_orders.WITHOUT_VALKEY_SECONDS:g} s",
         f"sends a sign of life {({1.0: 'once a second'})[worker_process.FACTS_EVERY]}",
-        f"the supervisor does not answer within {handshake_places.TAKE_SECONDS:g} s",
+        f"the supervisor does not answer within {places.TAKE_SECONDS:g} s",
         f"until {shared_outages.LATER:g} s after its next attempt",
         f"hears of the newest {outages.MOST_OUTAGES:,}",
         f"that sends none for {worker_process.SILENT_SECONDS:g} s",

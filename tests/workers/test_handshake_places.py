@@ -9,8 +9,9 @@ from twisted.internet.task import Clock
 
 from elemta.net.registry import ClientConnection
 from elemta.net.shared_handshakes import SharedHandshakes
-from elemta.workers.handshake_places import GIVE, TAKE, TAKE_SECONDS, HandshakeServer, WorkerHandshakes
+from elemta.workers.handshake_places import GIVE, TAKE, HandshakeServer, WorkerHandshakes
 from elemta.workers.limit_bodies import write
+from elemta.workers.places import TAKE_SECONDS
 from tests.support.channels import ChannelPair
 
 CLIENT, OTHER = "192.0.2.1", "192.0.2.2"

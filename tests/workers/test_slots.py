@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 
 from elemta.workers import slot_server
 from elemta.workers.limit_bodies import write
+from elemta.workers.places import TAKE_SECONDS
 from elemta.workers.slot_client import (
     GIVE,
     LESS,
@@ -19,7 +20,6 @@ from elemta.workers.slot_client import (
     NEED,
     OFFER_SECONDS,
     TAKE,
-    TAKE_SECONDS,
     ConnectionCredit,
     WorkerSlots,
 )
