@@ -55,7 +55,6 @@ _BEFORE_A_MESSAGE = frozenset({Counts.CONNECTIONS, Counts.OPEN_CONNECTIONS, Coun
 # Numbers with dots, or what has a colon or a dot and ends in the length of a prefix
 _LIKE_A_NETWORK = re.compile(r"[0-9]+(?:\.[0-9]+){3}(?:/.*)?|(?=[^/]*[.:])[0-9A-Fa-f.:]+/[0-9]+")
 _EVERY_ADDRESS = frozenset({"", "0.0.0.0"})
-_PORT_ZERO = re.compile(r"tcp6?:(?:port=)?0+(?::|$)")
 
 
 def check_together(config: Config, faults: Faults) -> None:
@@ -89,7 +88,7 @@ def _duplicates(config: Config, table: str, values: list[str], name: str) -> Ite
 def _listeners(config: Config) -> Iterator[Fault]:
     yield from _duplicates(config, "listener", [each.name for each in config.listeners], "name")
     # Port 0 is any free port: two of them do not collide.
-    endpoints = ["" if _PORT_ZERO.match(each.endpoint) else each.endpoint for each in config.listeners]
+    endpoints = ["" if _at_any_port(each.endpoint) else each.endpoint for each in config.listeners]
     yield from _duplicates(config, "listener", endpoints, "endpoint")
 
 
@@ -274,47 +273,49 @@ def _is_of_other_family(host: str, family: AddressFamily) -> bool:
 
 
 def _endpoints(config: Config) -> Iterator[Fault]:
-    taken: dict[str, str] = {
-        each.endpoint: f"listener[{n}].endpoint" for n, each in enumerate(config.listeners, start=1)
-    }
-    for number, each in enumerate(config.policy_services, start=1):
-        key = f"policy_service[{number}].endpoint"
-        if each.endpoint in taken and not _PORT_ZERO.match(each.endpoint):
-            yield _fault(config, key, f'found "{each.endpoint}": {taken[each.endpoint]} has it already')
-        taken.setdefault(each.endpoint, key)
-    own = {"metrics.endpoint": config.metrics.endpoint, "console.endpoint": config.console.endpoint}
-    for key, endpoint in own.items():
-        if endpoint in taken and not _PORT_ZERO.match(endpoint):
-            yield _fault(config, key, f'found "{endpoint}": {taken[endpoint]} has it already')
-    if own["metrics.endpoint"] == own["console.endpoint"] != "" and not _PORT_ZERO.match(
-        config.metrics.endpoint
-    ):
-        yield _fault(
-            config, "console.endpoint", f'found "{config.console.endpoint}": metrics.endpoint has it already'
-        )
-
-
-def _all_addresses(config: Config) -> Iterator[Fault]:
-    """Find endpoints at the port of one that is at all addresses: Linux refuses the second."""
-    listeners = [
-        (f"listener[{n}].endpoint", each.endpoint) for n, each in enumerate(config.listeners, start=1)
-    ]
-    services = [
-        (f"policy_service[{n}].endpoint", each.endpoint)
-        for n, each in enumerate(config.policy_services, start=1)
-    ]
-    own = [("metrics.endpoint", config.metrics.endpoint), ("console.endpoint", config.console.endpoint)]
-    earlier: list[tuple[str, str, int]] = []
-    for key, endpoint in (*listeners, *services, *own):
-        kind, interface, port = (tcp_endpoint(endpoint) if endpoint else None) or ("", "", 0)
-        if kind != "tcp" or not port or ":" in interface:
-            continue
-        for other, taken, at in earlier:
-            if at == port and taken != interface and _EVERY_ADDRESS & {taken, interface}:
-                problem = f'found "{endpoint}": {other} is at this port, and one of both at all addresses'
-                yield _fault(config, key, problem)
+    """Find endpoints that can't be opened beside an earlier one."""
+    earlier: list[tuple[str, str]] = []
+    for key, endpoint in _named_endpoints(config):
+        for other, taken in earlier:
+            if problem := _collision(endpoint, taken):
+                yield _fault(config, key, f'found "{endpoint}": {other} {problem}')
                 break
-        earlier.append((key, interface, port))
+        earlier.append((key, endpoint))
+
+
+def _named_endpoints(config: Config) -> Iterator[tuple[str, str]]:
+    for number, listener in enumerate(config.listeners, start=1):
+        yield f"listener[{number}].endpoint", listener.endpoint
+    for number, service in enumerate(config.policy_services, start=1):
+        yield f"policy_service[{number}].endpoint", service.endpoint
+    for key, endpoint in (
+        ("metrics.endpoint", config.metrics.endpoint),
+        ("console.endpoint", config.console.endpoint),
+    ):
+        if endpoint:
+            yield key, endpoint
+
+
+def _at_any_port(endpoint: str) -> bool:
+    place = tcp_endpoint(endpoint)
+    return place is not None and place[-1] == 0
+
+
+def _collision(endpoint: str, taken: str) -> str:
+    """What the earlier endpoint has of the later one's; "" where both can be opened."""
+    if _at_any_port(endpoint):
+        return ""
+    place, other = tcp_endpoint(endpoint), tcp_endpoint(taken)
+    if endpoint == taken or (place is not None and place == other):
+        return "has it already"
+    if place is None or other is None:
+        return ""
+    (kind, interface, port), (other_kind, other_interface, other_port) = place, other
+    at_ipv4 = (kind, other_kind) == ("tcp", "tcp") and ":" not in interface + other_interface
+    if at_ipv4 and port == other_port and _EVERY_ADDRESS & {interface, other_interface}:
+        # Linux refuses the second.
+        return "is at this port, and one of both at all addresses"
+    return ""
 
 
 _CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
@@ -329,5 +330,4 @@ _CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("route",), _ways_out),
     (("policy_service", "listener"), _policy_services),
     (("listener", "policy_service", "metrics", "console"), _endpoints),
-    (("listener", "policy_service", "metrics", "console"), _all_addresses),
 )

@@ -413,6 +413,11 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
             id="an address and all addresses",
         ),
         pytest.param(
+            '[[listener]]\nname = "a"\nendpoint = "tcp:25"\n[[listener]]\nname = "b"\nendpoint = "tcp:port=25"',
+            'listener[2].endpoint: found "tcp:port=25": listener[1].endpoint has it already',
+            id="one endpoint in two spellings",
+        ),
+        pytest.param(
             '[[route]]\ndomains = ["*"]\nto = "smtp://[2001:db8::1]:25"\naddress_family = "ipv4"',
             'route[1].address_family: found "ipv4": 2001:db8::1 is not of this family',
             id="an address of another family",
