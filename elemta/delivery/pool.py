@@ -290,11 +290,13 @@ class ConnectionPool:
         del alike[kept]
         if not alike:
             del self._alike[kept.requirements]
-        kept.resting = False
-        self._metrics.connections_open.dec()
-        if kept.slot is not None:
-            self.release(kept.slot)
-        kept.gone()
+        try:
+            self._metrics.connections_open.dec()
+            if kept.slot is not None:
+                self.release(kept.slot)
+        finally:
+            # Whatever happened: nothing waits for the end of a connection that is gone.
+            kept.gone()
 
     def release(self, slot: ConnectionSlot) -> None:
         """The connection of the slot is gone, or none came of it."""

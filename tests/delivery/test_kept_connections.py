@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from elemta.delivery.next_hop import NextHop
-from elemta.delivery.pool import PooledConnection
+from elemta.delivery.pool import ConnectionPool, PooledConnection
+from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot
+from elemta.metrics import DeliveryMetrics
 from elemta.outcome import Status
 from tests.support.hops import CONTENT
 from tests.support.kept import GO, OK, Kept
@@ -130,16 +133,16 @@ def test_content_that_is_read_after_the_end_does_not_keep_the_connection() -> No
     assert kept.wire.disconnected
 
 
-def test_each_rest_of_a_connection_has_its_whole_time() -> None:
+HOP, PLACE, SLOT = NextHop("hop.example"), ("hop.example", 25), ConnectionSlot("mx:", "")
+
+
+def pooled_one() -> tuple[Kept, PooledConnection]:
     kept = kept_one()
-    pooled = PooledConnection(
-        kept.connection,
-        NextHop("hop.example"),
-        ("hop.example", 25),
-        ConnectionSlot("mx:", ""),
-        generation=0,
-        clock=kept.clock,
-    )
+    return kept, PooledConnection(kept.connection, HOP, PLACE, SLOT, generation=0, clock=kept.clock)
+
+
+def test_each_rest_of_a_connection_has_its_whole_time() -> None:
+    kept, pooled = pooled_one()
     pooled.rest(10.0)
     kept.clock.advance(9.0)
     pooled.end_rest()
@@ -161,17 +164,31 @@ def test_each_rest_of_a_connection_has_its_whole_time() -> None:
 
 
 def test_one_that_is_lost_while_it_rests_leaves_no_timer() -> None:
-    kept = kept_one()
-    pooled = PooledConnection(
-        kept.connection,
-        NextHop("hop.example"),
-        ("hop.example", 25),
-        ConnectionSlot("mx:", ""),
-        generation=0,
-        clock=kept.clock,
-    )
+    kept, pooled = pooled_one()
     pooled.rest(10.0)
     kept.lose()
     pooled.gone()
+    assert not pooled.resting
+    assert not kept.clock.getDelayedCalls()
+
+
+def test_a_fault_when_a_place_is_given_back_lets_nothing_wait_for_what_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = kept_one()
+    pool = ConnectionPool(kept.clock, DeliverySettings("me.example"), DeliveryMetrics())
+    pooled = pool.add(kept.connection, HOP, PLACE, SLOT)
+    pooled.rest(10.0)
+    closed = pooled.closed()
+
+    def broken(slot: ConnectionSlot) -> None:
+        raise ValueError("ordered")
+
+    monkeypatch.setattr(pool, "release", broken)
+    faults: list[Failure] = []
+    kept.connection.closed.addErrback(faults.append)
+    kept.lose()
+    assert closed.called
+    assert [fault.type for fault in faults] == [ValueError]
     assert not pooled.resting
     assert not kept.clock.getDelayedCalls()
