@@ -119,8 +119,8 @@ class AttemptRunner:
     async def _carry(self, message: QueuedMessage, ways: SortedRecipients) -> None:
         if not self._queue.settled:
             raise SpoolError("the spool can't be written, so that nothing may be delivered")
-        counts = self._limits is not None and self._limits.counts
-        go = await self._acquire(message, ways) if counts else FREE
+        limits = self._limits
+        go = FREE if limits is None or not limits.counts else await self._acquire(message, ways, limits)
         if go is None:
             return
         began = (self._destinations.epoch(message.destination), self._clock.seconds())
@@ -230,16 +230,16 @@ class AttemptRunner:
         except Exception:
             log_not_released(Failure())
 
-    async def _acquire(self, message: QueuedMessage, ways: SortedRecipients) -> Permit | None:
+    async def _acquire(
+        self, message: QueuedMessage, ways: SortedRecipients, limits: OutboundLimiter
+    ) -> Permit | None:
         """Ask whether this may leave now; None where it waits, which is noted."""
-        if self._limits is None or not self._limits.counts:
-            return FREE
         destination = next(iter(ways.here)).limited_as(message.destination)
         if destination is None:
             return FREE
         everyone = [recipient for recipients in ways.here.values() for recipient in recipients]
         answer: Permit | Throttled = await _maybe_later(
-            self._limits.acquire(destination, message.envelope, everyone)
+            limits.acquire(destination, message.envelope, everyone)
         )
         if isinstance(answer, Permit):
             self.throttled.pop(message.key, None)
