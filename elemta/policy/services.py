@@ -128,11 +128,13 @@ class PrefixedMetrics:
         return SwitchedMetric(self._registry.histogram(self._full(name, labels), words, labels, buckets))
 
     def _full(self, name: str, labels: Sequence[str]) -> str:
-        for word in (name, *labels):
-            if not METRIC_NAME.fullmatch(word):
-                raise ValueError(f"a metric's name has lower case letters, digits and underscores: {word!r}")
-            if word in RESERVED_LABELS:
-                raise ValueError(f"every metric has a label {word!r} of its own")
+        if not METRIC_NAME.fullmatch(name):
+            raise ValueError(f"a metric's name has lower case letters, digits and underscores: {name!r}")
+        for label in labels:
+            if not METRIC_NAME.fullmatch(label):
+                raise ValueError(f"a label has lower case letters, digits and underscores: {label!r}")
+            if label in RESERVED_LABELS:
+                raise ValueError(f"the label {label!r} has a meaning of its own")
         return self._prefix + name
 
 
