@@ -147,14 +147,14 @@ class JoinedCalls(CallTable):
     async def _of_message(self, request: PeerRequest) -> Json:
         queue_id = request.path.split("/")[3]
         look = PeerRequest("GET", f"/v1/queue/{queue_id}", caller=Caller("supervisor", AccessRole.VIEWER))
-        answers = await self._ask([(worker, look) for worker in self._all()], READ_SECONDS)
-        owner = next((each for each in answers if not each.problem), None)
-        if owner is None:
-            raise worst_refusal(answers)
-        if (request.method, request.uri) == (look.method, look.uri):
-            return owner.content
-        worker = next(each for each in self._all() if each.name == owner.name)
-        return await self._ask_one(worker, request)
+        workers = self._all()
+        answers = await self._ask([(worker, look) for worker in workers], READ_SECONDS)
+        # The one that has it may be gone by now, and says so itself.
+        for worker, answer in zip(workers, answers, strict=True):
+            if not answer.problem:
+                is_look = (request.method, request.uri) == (look.method, look.uri)
+                return answer.content if is_look else await self._ask_one(worker, request)
+        raise worst_refusal(answers)
 
     async def _ask_one(self, worker: Peer, request: PeerRequest) -> Json:
         (answer,) = await self._ask([(worker, request)], CHANGE_SECONDS)

@@ -15,7 +15,8 @@ def without_tls() -> Iterator[None]:
     """Let what is imported meanwhile find no pyOpenSSL.
 
     Twisted's transports are then those of a host that has none. Nothing changes where pyOpenSSL is there
-    already, as with another reactor.
+    already, as with another reactor. It is for the one thread of a process that starts: imports of others
+    would find none either.
     """
     if "OpenSSL" in sys.modules:
         yield

@@ -15,11 +15,15 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
 
 from elemta.auth.roles import AccessRole, Caller
 from elemta.daemon.joined_calls import JoinedCalls
+from elemta.daemon.peers import PeerRequest
 from elemta.daemon.supervisor_operations import WORKER_CALLS
 from elemta.daemon.worker_peer import WorkerPeer
+from elemta.errors import PeerFailed
 from elemta.ops.admin import AdminSite, identify_handed_on
 from elemta.ops.admin_calls import CallTable, route
 from elemta.ops.admin_errors import AdminRefusal
@@ -305,3 +309,26 @@ async def test_a_socket_with_a_long_name_and_one_that_is_not_there(
     peers[0] = WorkerPeer("0", tmp_path / "none.sock", cast(ReactorBase, reactor))
     with pytest.raises(AdminRefusal, match="does not answer"):
         await calls.answer("GET", "/v1/status")
+
+
+class Leaving:
+    """A worker that has each message, and is gone as soon as it has said so."""
+
+    name = "0"
+
+    def __init__(self) -> None:
+        self.workers: list[Leaving] = [self]
+
+    def ask(self, request: PeerRequest, _seconds: float) -> Deferred[Any]:
+        if request.method != "GET":
+            return fail(PeerFailed("it is gone"))
+        self.workers.clear()
+        return succeed({"queue_id": "1"})
+
+
+@ensureDeferred
+async def test_a_worker_that_leaves_between_two_questions_is_named() -> None:
+    worker = Leaving()
+    calls = JoinedCalls(CallTable(), WORKER_CALLS, lambda: list(worker.workers), Clock())
+    with pytest.raises(AdminRefusal, match="worker 0: it is gone"):
+        await calls.answer("POST", "/v1/queue/1/hold", caller=ANNA)
