@@ -123,6 +123,7 @@ class Administered:
             spool=SimpleNamespace(directory="/var/spool/elemta"),
             without_effect=lambda: (Fault("/etc/elemta.toml", "server.workers", "has no effect yet"),),
             policy={},
+            plugin_of=lambda policy: policy,
         )
         return SimpleNamespace(
             config=config, chain=None, tls=object(), certificates=self.certificates, cautions=lambda _now: ()
