@@ -69,6 +69,9 @@ TABLE = {
 @pytest.mark.parametrize("case", TABLE)
 def test_an_envelope_takes_no_more_than_its_budget_as_python_takes_it(case: str) -> None:
     mail, rcpt = (line.replace(b"%d", b"{}") for line in TABLE[case])
+    # What is made once, such as the tables of an encoding, is no part of an envelope.
+    say(conversation := begin(), mail)
+    say(conversation, rcpt.replace(b"{}", b"0"))
     conversation = begin()
     gc.collect()
     tracemalloc.start()
