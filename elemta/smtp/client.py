@@ -275,12 +275,18 @@ class ClientSession:
             return
         self._answerable -= 1
         command = state.sent.popleft()
-        if reply.code == 421 and command.verb != "QUIT":
+        if reply.code == 421 and command.verb == "." and state.awaits("."):
+            # RFC 2033 §4.2: over LMTP each recipient has its own reply, and those to come may say that it has
+            # the message.
+            state.closing = reply
+        elif reply.code == 421 and command.verb != "QUIT":
             state.starttls_refused = state.starttls_refused or command.verb == "STARTTLS"
             # RFC 5321 §3.8: the server is going away, whatever was asked.
             state.server_closing(reply, _ABOUT.get(command.verb, command.verb))
             return
         self._answers[command.verb](command, reply)
+        if state.closing is not None and not state.sent:
+            state.server_closing(state.closing, _ABOUT["."])
         if (state.waiting or not state.sent) and state.phase in (ClientPhase.ENVELOPE, ClientPhase.END):
             self._mailing.advance()
 

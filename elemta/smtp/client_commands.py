@@ -72,7 +72,13 @@ class Features:
         keywords: dict[str, str] = {}
         for line in lines[1:]:
             keyword, _, parameters = line.strip().partition(" ")
-            keywords.setdefault(keyword.upper(), parameters.strip())
+            keyword, parameters = keyword.upper(), parameters.strip()
+            if keyword == "AUTH" or keyword.startswith("AUTH="):
+                # Some servers have a line for each mechanism, or the form of before RFC 4954: "AUTH=LOGIN".
+                mechanisms = keyword[5:], parameters, keywords.get("AUTH", "")
+                keywords["AUTH"] = " ".join(each for each in mechanisms if each)
+            else:
+                keywords.setdefault(keyword, parameters)
         return cls(keywords)
 
     def without(self, keywords: Collection[str]) -> Features:

@@ -66,6 +66,8 @@ class ClientState:
         self.tls: TLSInfo | None = None
         #: The server offered STARTTLS, and would not begin it.
         self.starttls_refused = False
+        #: The server said that it closes the connection, and more of its replies are due before that.
+        self.closing: Reply | None = None
         self.results: TransactionResults | None = None
         # What the last transaction came to
         self.outcomes: tuple[Outcome, ...] = ()

@@ -191,6 +191,22 @@ def test_credentials_are_given_by_login_where_there_is_no_plain() -> None:
     assert talk.sent[-1].startswith(b"MAIL")
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b"AUTH CRAM-MD5", b"AUTH PLAIN"],
+        [b"AUTH PLAIN", b"AUTH=LOGIN PLAIN"],
+        [b"AUTH=LOGIN PLAIN"],
+        [b"auth=plain"],
+        [b"AUTH", b"AUTH= PLAIN", b"AUTH GSSAPI"],
+    ],
+)
+def test_mechanisms_may_stand_in_several_lines_and_in_the_form_of_before_the_rfc(lines: list[bytes]) -> None:
+    hello = b"".join(b"250-%s\r\n" % line for line in lines)
+    talk = Talk(LOGIN).hear(GREETING, b"250-hop\r\n" + hello + b"250 HELP\r\n")
+    assert talk.sent[-1].startswith(b"AUTH PLAIN ")
+
+
 def test_a_long_password_waits_for_the_challenge() -> None:
     long = replace(LOGIN, credentials=Credentials("me", b"x" * 600))
     talk = Talk(long).hear(GREETING, AUTH_HELLO)

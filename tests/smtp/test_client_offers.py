@@ -52,6 +52,7 @@ class Server:
     rules: list[tuple[str, str | Rule]] = field(default_factory=list)
     offers: list[str] = field(default_factory=lambda: list(NO_CHUNKS))
     lmtp: bool = False
+    most_replies: int = 1000
     lines: list[str] = field(default_factory=list)
     delivered: list[list[str]] = field(default_factory=list)
     envelope: list[str] | None = None
@@ -113,7 +114,7 @@ class Server:
             recipients = []
         if recipients:
             self.delivered.append(recipients)
-        return b"".join(replies)
+        return b"".join(replies[: self.most_replies])
 
     def say(self, line: str, default: str) -> bytes:
         for pattern, reply in self.rules:
@@ -332,6 +333,25 @@ def test_what_is_not_to_be_believed_is_not_used() -> None:
     assert server.commands("DATA") == ["DATA"]
 
 
+# RFC 2033 §4.2: over LMTP each recipient has its own reply, also where an earlier one is 421.
+@pytest.mark.parametrize("offers", [EVERYTHING, NO_CHUNKS, []])
+@pytest.mark.parametrize("closing", [0, 1, 2])
+def test_over_lmtp_a_closing_server_is_heard_to_its_last_reply(offers: list[str], closing: int) -> None:
+    server = Server([(rf"(\.|BDAT .*LAST) r{closing}@", "421 4.3.2 closing")], offers, lmtp=True)
+    talk = Talk(server)
+    expected = [D if place == closing else OK for place in range(3)]
+    assert (talk.statuses, len(talk.done)) == (expected, 1)
+    assert talk.done[0][closing].code == 421
+    assert talk.session.closed
+
+
+def test_over_lmtp_those_without_a_reply_are_deferred_when_the_connection_ends() -> None:
+    talk = Talk(Server([(r"\.", "421 4.3.2 closing")], lmtp=True, most_replies=1))
+    talk.act(talk.session.lost("closed"))
+    assert talk.statuses == [D, D, D]
+    assert [outcome.code for outcome in talk.done[0]] == [421, 0, 0]
+
+
 # Many recipients
 
 
@@ -501,7 +521,7 @@ def test_with_implicit_tls_a_greeting_in_the_clear_is_the_end() -> None:
 _REPLIES = st.sampled_from(
     ["", "", "", "250 ok", "452 4.5.3 no", "452 no", "552 no", "501 no", "555 no", "571 no", "451 later"]
 )
-_ENDS = st.sampled_from(["", "", "500 what", "503 what", "550 no", "451 later"])
+_ENDS = st.sampled_from(["", "", "500 what", "503 what", "550 no", "451 later", "421 closing"])
 
 
 @given(
