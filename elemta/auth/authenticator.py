@@ -130,7 +130,7 @@ class Authenticator:
     async def _ask(self, username: str, password: bytes, claim: Claim) -> str:
         if not _sane(username):
             raise UnauthorizedLogin
-        trouble: Exception | None = None
+        trouble: BaseException | None = None
         for checker in self._checkers:
             try:
                 return await self._ask_one(checker, username, password, claim)
@@ -139,7 +139,8 @@ class Authenticator:
                 raise
             except UnauthorizedLogin:
                 continue
-            except Exception as error:  # a foreign checker may raise anything: only its own answer is lost
+            except (Exception, SystemExit, KeyboardInterrupt) as error:
+                # A foreign checker may raise anything: only its own answer is lost.
                 _log.failure(
                     "a credentials checker failed",
                     event="auth.checker_failed",

@@ -125,5 +125,5 @@ def cancel(answer: Deferred[Any], policy: str) -> None:
     """Cancel the work of a policy."""
     try:
         answer.cancel()
-    except Exception:  # a canceller is a policy's code
+    except BaseException:  # a canceller is a policy's code, and SystemExit would leave a question open
         _log.failure("a policy could not be cancelled", event="policy.cancel_failed", policy=policy)

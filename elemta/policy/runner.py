@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.python.reflect import safe_repr
 
 from elemta.config import Mode, OnError, PolicyCommon
 from elemta.metrics import PolicyMetrics
@@ -83,7 +84,8 @@ class PolicyFailure:
     @property
     def reason(self) -> str:
         if self.failure is not None:
-            return repr(self.failure.value)[:300]
+            # Also of an exception that can't be put into words.
+            return safe_repr(self.failure.value)[:300]
         return self.problem or self.kind.value
 
 
@@ -179,7 +181,7 @@ class PolicyRunner:
         """Log and count that the policy could not start or stop."""
         kind = FailureKind.ERROR.value
         self._metrics.failures.labels(self.name, method, kind).inc()
-        reason = repr(failure.value)[:300]
+        reason = safe_repr(failure.value)[:300]
         self.last_failure = RecentFailure(self._clock.seconds(), method, kind, reason)
         if method == "start":
             _log.failure(

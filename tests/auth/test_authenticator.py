@@ -60,7 +60,7 @@ class Answers:
 
     def requestAvatarId(self, credentials: object) -> object:
         self.asked += 1
-        if isinstance(self.answer, Exception):
+        if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
 
@@ -132,9 +132,10 @@ async def test_an_anonymous_avatar_is_nobody(started) -> None:
     await refused(Deferred.fromCoroutine(authenticator(started, Answers(())).verify("anna", b"x")))
 
 
+@pytest.mark.parametrize("error", [OSError("directory is down"), SystemExit(1), KeyboardInterrupt()])
 @ensureDeferred
-async def test_a_checker_that_breaks_costs_its_own_answer_only(started) -> None:
-    broken = Answers(OSError("directory is down"))
+async def test_a_checker_that_breaks_costs_its_own_answer_only(started, error) -> None:
+    broken = Answers(error)
     assert await authenticator(started, broken, OneUser()).verify("anna", b"secret") == "anna"
     assert broken.asked == 1
 

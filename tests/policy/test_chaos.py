@@ -81,6 +81,53 @@ def raises_at_its_end(*_: Any) -> Any:
     return Deferred(canceller)
 
 
+def exits_at_its_end(*_: Any) -> Any:
+    def canceller(_: Any) -> None:
+        raise SystemExit(1)
+
+    return Deferred(canceller)
+
+
+class Unspeakable(Exception):
+    """An error that can't be put into words."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("chaos")
+
+    __str__ = __repr__
+
+
+def raises_without_words(*_: Any) -> Any:
+    raise Unspeakable
+
+
+class Proxy:
+    """An object of no class, as proxies for a context are outside of it."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise SystemExit(1)
+
+
+def proxied(*_: Any) -> Any:
+    return Proxy()
+
+
+async def raises_without_words_later(*_: Any) -> Any:
+    raise Unspeakable
+
+
+def is_without_words_at_its_end(*_: Any) -> Any:
+    return Deferred(lambda deferred: deferred.errback(Unspeakable()))
+
+
+async def exits_when_cancelled(*_: Any) -> Any:
+    try:
+        await Deferred()
+    except CancelledError:
+        raise SystemExit(1) from None
+
+
 def cancelled(*_: Any) -> Any:
     deferred: Deferred[Any] = Deferred()
     deferred.cancel()
@@ -160,6 +207,12 @@ CHAOS: list[Callable[..., Any]] = [
     never,
     ignores_its_end,
     raises_at_its_end,
+    exits_at_its_end,
+    raises_without_words,
+    raises_without_words_later,
+    is_without_words_at_its_end,
+    proxied,
+    exits_when_cancelled,
     cancelled,
     raises_later,
     cancels_itself,
