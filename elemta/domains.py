@@ -110,10 +110,12 @@ class Domains:
         The mailbox of ``anna`` is ``anna@`` any local domain, that of ``anna@example.com`` is that alone.
         """
         local, at, domain = user.rpartition("@")
-        wanted = self.mailbox(Address(local, domain) if at else Address(user, ""))
         for each in map(self.mailbox, self.expand(address)):
-            if each == wanted or (not at and each.domain in self.local and each.local == wanted.local):
-                return True
+            if at or each.domain in self.local:
+                # At the domain of the mailbox: there the name of the user may be listed with the delimiter.
+                wanted = Address(local, domain) if at else Address(user, each.domain)
+                if each == self.mailbox(wanted):
+                    return True
         return False
 
     def ends_here(self, address: Address) -> bool:

@@ -96,6 +96,37 @@ def test_what_is_whose_own(user: str, address: str, own: bool) -> None:
     assert SENDERS.owns(user, parse_address(address)) is own
 
 
+@pytest.mark.parametrize(
+    ("user", "address", "own"),
+    [
+        ("anna-maria", "anna-maria@example.com", True),
+        ("anna-maria", "Anna-Maria@example.com", True),
+        ("anna-maria", "anna@example.com", False),
+        ("anna-maria", "anna-shop@example.com", False),
+        ("anna-maria", "sales@example.com", True),
+        ("anna-maria", "chief@example.com", False),
+        ("anna-maria", "anna-maria@example.org", False),
+        ("anna-maria@example.com", "anna-maria@example.com", True),
+        ("anna-maria@example.com", "anna@example.com", False),
+        ("anna", "anna@example.com", True),
+        ("anna", "anna-shop@example.com", True),
+        ("anna", "anna-maria@example.com", False),
+        ("anna", "chief@example.com", True),
+        ("anna", "sales@example.com", False),
+    ],
+)
+def test_a_user_whose_mailbox_has_the_delimiter_in_its_name_is_no_other_user(
+    user: str, address: str, own: bool
+) -> None:
+    aliases = (
+        AliasLine(1, "sales", (Address("anna-maria", "example.com"),)),
+        AliasLine(2, "chief", (Address("anna", "example.com"),)),
+    )
+    listed = frozenset({"anna@example.com", "anna-maria@example.com"})
+    domains = Domains(frozenset({"example.com"}), listed, delimiter="-", alias_lines=aliases)
+    assert SenderAddresses(domains).owns(user, parse_address(address)) is own
+
+
 def test_the_null_sender_is_everybodys() -> None:
     assert SENDERS.owns("anna", NULL)
 
