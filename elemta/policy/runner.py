@@ -85,7 +85,7 @@ class PolicyFailure:
     def reason(self) -> str:
         if self.failure is not None:
             # Also of an exception that can't be put into words.
-            return safe_repr(self.failure.value)[:300]
+            return str(safe_repr(self.failure.value))[:300]
         return self.problem or self.kind.value
 
 
