@@ -32,6 +32,9 @@ class Disposition(Enum):
 
 
 _SEVERITY = list(Disposition)
+# RFC 7489 §6.4: the name of a tag is written in any case, the version is not.
+_VERSION = re.compile(r"[vV]\s*=\s*DMARC1\s*(;|$)")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,12 @@ class DmarcCheck:
 
 @dataclass(frozen=True, slots=True)
 class VouchedDomains:
-    """The domains that SPF and DKIM vouch for, and whether an answer of theirs is missing."""
+    """The domains that SPF and DKIM vouch for, and those for which an answer of theirs is missing."""
 
     spf: str = ""
     dkim: tuple[str, ...] = ()
-    unsure: bool = False
+    unsure_spf: str = ""
+    unsure_dkim: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +95,22 @@ def ascii_domain(domain: str) -> str:
         return ""
 
 
-def author_domains(fields: Sequence[bytes]) -> tuple[str, ...]:
-    """The domains of all mailboxes in the From fields, each once; empty where they can't be read."""
-    domains: dict[str, None] = {}
+def author_domains(fields: Sequence[bytes]) -> tuple[str, ...] | None:
+    """The domains of the mailboxes in the From fields, each once; None where these are too long to be read.
+
+    A mailbox without a domain is left out: it must not hide the others.
+    """
     if sum(map(len, fields)) > MAX_FROM:
-        return ()
-    for value in fields:
-        for domain in _domains_of(value):
-            if not domain:
-                return ()
-            domains[domain] = None
-    return tuple(domains)
+        return None
+    return tuple(dict.fromkeys(domain for value in fields for domain in _domains_of(value) if domain))
+
+
+def only_author_domain(fields: Sequence[bytes]) -> str:
+    """The domain at which every mailbox in the From fields is; "" where there is no such domain."""
+    if sum(map(len, fields)) > MAX_FROM:
+        return ""
+    domains = dict.fromkeys(domain for value in fields for domain in _domains_of(value))
+    return next(iter(domains)) if len(domains) == 1 else ""
 
 
 def _domains_of(value: bytes) -> list[str]:
@@ -117,16 +126,24 @@ def _domains_of(value: bytes) -> list[str]:
 
 
 def check_dmarc(
-    authors: Sequence[str], seen: VouchedDomains, suffixes: Suffixes, sample: bytes, facts: DnsFacts
+    authors: Sequence[str] | None,
+    seen: VouchedDomains,
+    suffixes: Suffixes,
+    sample: bytes,
+    facts: DnsFacts,
 ) -> DmarcCheck:
     """Check every author's domain; the most severe result counts (RFC 7489 §6.6.1).
 
-    ``sample`` names the message: of those that a policy with pct= does not reach it always tells the same.
+    Authors that are too many to be checked, or None, ask for nothing themselves. They are to be rejected all
+    the same: otherwise a long From field would carry a forged author past every policy. ``sample`` names the message: of those that a policy with pct= does not reach it always tells the same.
     """
+    if authors is None:
+        return DmarcCheck("permerror", "the From field is too long", disposition=Disposition.REJECT)
     if not authors:
         return DmarcCheck("permerror", "the author can't be read from the From field")
     if len(authors) > MAX_AUTHORS:
-        return DmarcCheck("permerror", f"more than {MAX_AUTHORS} domains in the From field")
+        text = f"more than {MAX_AUTHORS} domains in the From field"
+        return DmarcCheck("permerror", text, disposition=Disposition.REJECT)
     checks = [_check_author(domain, seen, suffixes, sample, facts) for domain in authors]
     order = ("fail", "temperror", "permerror", "none", "pass")
     return min(checks, key=lambda check: (order.index(check.result), -_SEVERITY.index(check.disposition)))
@@ -141,7 +158,7 @@ def _check_author(
         fact = facts.get(f"_dmarc.{name}", FactType.TXT)
         if fact.trouble is not None:
             return DmarcCheck("temperror", fact.trouble, domain)
-        records = [str(text) for text in fact.values if re.match(r"v\s*=\s*DMARC1\s*(;|$)", str(text))]
+        records = [str(text) for text in fact.values if _VERSION.match(str(text))]
         if len(records) == 1:
             record, inherited = _parse(records[0]), name != domain
             break
@@ -160,9 +177,17 @@ def _judge(
     by_dkim = any(_aligned(signer, domain, record.strict_dkim, suffixes) for signer in seen.dkim)
     if by_spf or by_dkim:
         return DmarcCheck("pass", "", domain, asked.value)
-    if seen.unsure:
+    if _may_be_aligned(domain, record, seen, suffixes):
         return DmarcCheck("temperror", "SPF or DKIM could not be checked", domain, asked.value)
     return DmarcCheck("fail", "", domain, asked.value, _sampled(asked, record.percent, sample))
+
+
+def _may_be_aligned(domain: str, record: _Record, seen: VouchedDomains, suffixes: Suffixes) -> bool:
+    """Whether a missing answer could let the message pass. Any other one is of no account: it may be the
+    sender's own dead zone."""
+    if seen.unsure_spf and _aligned(seen.unsure_spf, domain, record.strict_spf, suffixes):
+        return True
+    return any(_aligned(each, domain, record.strict_dkim, suffixes) for each in seen.unsure_dkim)
 
 
 def _sampled(asked: Disposition, percent: int, sample: bytes) -> Disposition:
@@ -188,14 +213,16 @@ def _parse(text: str) -> _Record | None:
         if equals:
             tags.setdefault(key.strip().lower(), value.strip())
     asked = _disposition(tags.get("p", ""))
-    if asked is None:
-        if "rua" not in tags:  # RFC 7489 §6.6.3, 6
+    subdomains = _disposition(tags["sp"]) if "sp" in tags else asked
+    if asked is None or subdomains is None:
+        # RFC 7489 §6.6.3, 6: what is no policy asks for nothing, where there is an address for reports.
+        if not any(_URI.fullmatch(uri.strip()) for uri in tags.get("rua", "").split(",")):
             return None
-        asked = Disposition.NONE
+        asked = subdomains = Disposition.NONE
     percent = tags.get("pct", "100")
     return _Record(
         policy=asked,
-        subdomains=_disposition(tags.get("sp", "")) or asked,
+        subdomains=subdomains,
         strict_dkim=tags.get("adkim", "r").lower() == "s",
         strict_spf=tags.get("aspf", "r").lower() == "s",
         percent=int(percent) if re.fullmatch(r"[0-9]{1,3}", percent) and int(percent) <= 100 else 100,

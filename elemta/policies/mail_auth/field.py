@@ -100,6 +100,11 @@ def own_results(fields: Iterable[bytes], authserv_id: str) -> bytes:
     return b";\r\n\t".join([authserv_id.encode("ascii"), *parts]) if parts else b""
 
 
+def authserv_id_of(value: bytes) -> str:
+    """The name that a field of ours is written under; "" where it can't be read."""
+    return _authserv_id(value.decode("utf-8", "replace")) or ""
+
+
 def _folded(name: str) -> str:
     return name.rstrip(".").casefold()
 

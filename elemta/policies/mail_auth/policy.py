@@ -21,7 +21,7 @@ from elemta.policies.mail_auth.dmarc import (
     check_dmarc,
 )
 from elemta.policies.mail_auth.dns_facts import DnsFacts, Question, evaluate
-from elemta.policies.mail_auth.message_reader import read_header
+from elemta.policies.mail_auth.message_reader import fields_of, from_values, read_raw_header
 from elemta.policies.mail_auth.options import Enforcement, MailAuthOptions
 from elemta.policies.mail_auth.signatures import (
     ChainCheck,
@@ -54,6 +54,7 @@ from elemta.policy import (
 
 # What was not read can't be checked, and it may hold an Authentication-Results field that claims to be ours.
 TOO_LONG = Reject("The header of the message is too long", code=552, enhanced="5.3.4")
+TOO_MANY_AUTHORS = Reject("DMARC: the From field names too many authors", code=550, enhanced="5.7.26")
 SPF_FAIL = Reject("SPF: the sender's domain does not allow this client", code=550, enhanced="5.7.23")
 
 Result = TypeVar("Result")
@@ -67,18 +68,18 @@ class ReadMessage:
     header: Header
     bodies: dict[BodyHashKind, BodyHash]
     keys: Sequence[Question]
-    authors: tuple[str, ...]
+    authors: tuple[str, ...] | None
 
 
 def read_message(stream: BinaryIO) -> ReadMessage | None:
     """Read a message once, in blocks; None where its header is too long. Blocks: call it in a thread."""
     with stream:
-        header = read_header(stream)
-        if header is None:
+        raw = read_raw_header(stream)
+        if raw is None:
             return None
+        header = fields_of(raw)
         bodies = hash_body(stream, wanted_body_hashes(header))
-    authors = author_domains([value for name, value in header if name.lower() == b"from"])
-    return ReadMessage(header, bodies, wanted_keys(header), authors)
+    return ReadMessage(header, bodies, wanted_keys(header), author_domains(from_values(raw)))
 
 
 @implementer(IMessagePolicy)
@@ -116,7 +117,8 @@ class MailAuthPolicy:
         seen = VouchedDomains(
             spf=spf_domain if spf.result == "pass" else "",
             dkim=tuple(one.domain for one in signatures if one.result == "pass"),
-            unsure=spf.result == "temperror" or any(one.result == "temperror" for one in signatures),
+            unsure_spf=spf_domain if spf.result == "temperror" else "",
+            unsure_dkim=tuple(one.domain for one in signatures if one.result == "temperror"),
         )
         sample = (transaction.queue_id or session.id).encode()
         dmarc = await self._evaluate(partial(check_dmarc, read.authors, seen, self._suffixes, sample), facts)
@@ -161,9 +163,11 @@ class MailAuthPolicy:
     def _verdict(self, spf: SPFAnswer, chain: ChainCheck, dmarc: DmarcCheck) -> Verdict:
         if self._options.spf_reject and spf.result == "fail":
             return SPF_FAIL
-        if self._options.dmarc is not Enforcement.ENFORCE or dmarc.result != "fail":
+        if self._options.dmarc is not Enforcement.ENFORCE or self._trusts(chain):
             return CONTINUE
-        if self._trusts(chain):
+        if dmarc.result == "permerror" and dmarc.disposition is Disposition.REJECT:
+            return TOO_MANY_AUTHORS
+        if dmarc.result != "fail":
             return CONTINUE
         if dmarc.disposition is Disposition.REJECT:
             return Reject(

@@ -29,6 +29,7 @@ MAX_SET_OCTETS = 256 * 1024  # of all ARC fields: each seal covers all those bef
 MAX_COMPARISONS = 200_000  # of names in h= with fields; 50 names and 100 fields are 5,000
 MIN_RSA_BITS, MAX_RSA_BITS = 1024, 4096  # RFC 8301 §3.2
 MAX_EXPONENT = 1 << 33
+DKIMPY_LEEWAY = 36_000  # seconds
 MAX_KEY_RECORD = 4096  # characters: a key of 4,096 bits takes 740
 ALGORITHMS = {b"rsa-sha256": b"rsa", b"ed25519-sha256": b"ed25519"}  # RFC 8301 §3.1, RFC 8463 §3
 _SPACE = re.compile(rb"\s+")
@@ -90,6 +91,8 @@ class _Checker:
         if wanted is None:
             raise UnacceptableSignature("the algorithm is obsolete: " + sig[b"a"].decode("ascii", "replace"))
         self.pk, self.keysize, self.ktag, self.seqtlsrpt = self._key(sig, wanted)
+        if b"x" in sig:
+            _check_expiry(sig)
         if b"bh" in sig:
             self._check_body(sig)
         rest = {tag: value for tag, value in sig.items() if tag != b"bh"}
@@ -129,6 +132,12 @@ class _Checker:
             raise BodyChanged("l= is larger than the body")  # RFC 6376 §3.5, l=
         if body.digest != base64.b64decode(_SPACE.sub(b"", sig[b"bh"])):
             raise BodyChanged("the body was changed")
+
+
+def _check_expiry(sig: dict[bytes, bytes]) -> None:
+    """RFC 6376 §3.5, x=: dkimpy, whose clock it is, takes a signature that expired up to 10 hours ago."""
+    earlier = b"%d" % max(0, int(sig[b"x"]) - DKIMPY_LEEWAY)
+    dkim.validate_signature_fields({b"d": sig[b"d"], b"x": earlier}, [])
 
 
 class _DKIM(_Checker, dkim.DKIM):  # type: ignore[misc]

@@ -61,6 +61,10 @@ REJECT = {"_dmarc.example.org": "v=DMARC1; p=reject"}
         ("example.org", "", (), "", "none"),
         ("example.org", "", (), "p=nonsense", "none"),
         ("example.org", "", (), "p=nonsense; rua=mailto:a@example.org", "fail"),
+        ("example.org", "", (), "p=nonsense; rua=", "none"),
+        ("example.org", "", (), "p=nonsense; rua=a@example.org", "none"),
+        ("example.org", "", (), "p=reject; sp=nonsense", "none"),
+        ("example.org", "", (), "p=reject; sp=", "none"),
     ],
 )
 def test_alignment_is_by_organizational_domain_or_strict(author, spf, dkim, record, result):
@@ -120,15 +124,48 @@ def test_a_share_of_messages_gets_the_milder_treatment_and_each_always_the_same(
 def test_trouble_with_dns_is_a_result_of_its_own_and_no_failure():
     found = check(("example.org",), VouchedDomains(), {"_dmarc.example.org": ResolverTrouble("no answer")})
     assert (found.result, found.disposition) == ("temperror", Disposition.NONE)
-    assert check(("example.org",), VouchedDomains(unsure=True), REJECT).result == "temperror"
-    assert check(("example.org",), VouchedDomains("example.org", unsure=True), REJECT).result == "pass"
+    assert check(("example.org",), VouchedDomains(unsure_spf="example.org"), REJECT).result == "temperror"
+    vouched = VouchedDomains("example.org", unsure_dkim=("example.org",))
+    assert check(("example.org",), vouched, REJECT).result == "pass"
+
+
+@pytest.mark.parametrize(
+    ("spf", "dkim", "tags", "result"),
+    [
+        ("mail.example.org", (), "", "temperror"),
+        ("", ("example.net", "mail.example.org"), "", "temperror"),
+        ("mail.example.org", (), "; aspf=s", "fail"),
+        ("", ("mail.example.org",), "; adkim=s", "fail"),
+        ("", ("mail.example.org",), "; aspf=s", "temperror"),
+        ("mallory.example", ("mallory.example", "org", ""), "", "fail"),
+    ],
+)
+def test_only_an_answer_that_could_have_vouched_for_the_author_is_missed(spf, dkim, tags, result):
+    records = {"_dmarc.example.org": f"v=DMARC1; p=reject{tags}"}
+    seen = VouchedDomains(unsure_spf=spf, unsure_dkim=dkim)
+    assert check(("example.org",), seen, records).result == result
 
 
 def test_of_several_authors_the_most_severe_result_counts():
     seen = VouchedDomains("example.com")
     assert check(("example.com", "example.org"), seen, REJECT).disposition is Disposition.REJECT
     assert check((), seen, REJECT).result == "permerror"
-    assert check(tuple(f"d{n}.example" for n in range(6)), seen, REJECT).result == "permerror"
+    for too_many in (None, tuple(f"d{n}.example" for n in range(6))):
+        found = check(too_many, seen, REJECT)
+        assert (found.result, found.disposition) == ("permerror", Disposition.REJECT)
+
+
+@pytest.mark.parametrize(
+    ("record", "policy"),
+    [
+        ("v=DMARC1; p=reject; sp=none; rua=mailto:a@example.org", "reject"),
+        ("v=DMARC1; p=reject; sp=nonsense; rua=nothing, mailto:a@example.org!10m", "none"),
+        ("V = DMARC1 ; P = Reject", "reject"),
+        ("v=DMARC1; p=quarantine; sp=reject; unknown=1; =; p=none", "quarantine"),
+    ],
+)
+def test_a_policy_that_can_not_be_read_asks_for_nothing(record, policy):
+    assert check(("example.org",), VouchedDomains(), {"_dmarc.example.org": record}).policy == policy
 
 
 @pytest.mark.parametrize(
@@ -147,12 +184,15 @@ def test_of_several_authors_the_most_severe_result_counts():
         ([b" Anna Jr. <anna@example.org.>, bert@example.com. (Bert)"], ("example.org", "example.com")),
         ([" Group: anna@bücher.example. ;".encode()], ("xn--bcher-kva.example",)),
         ([b" anna"], ()),
+        ([b" anna, bert@example.com"], ("example.com",)),
+        ([b" anna@[192.0.2.1], bert@example.com"], ("example.com",)),
+        ([b" <>", b" bert@example.com,"], ("example.com",)),
         ([b""], ()),
         ([b" <>"], ()),
         ([b" a@b@c"], ()),
         ([b" \xff\xfe"], ()),
         ([b" " + b"(" * 5000], ()),
-        ([b" " + b"a@example.org, " * 20_000], ()),
+        ([b" " + b"a@example.org, " * 20_000], None),
     ],
 )
 def test_the_authors_are_read_from_the_from_field_and_nowhere_else(fields, domains):

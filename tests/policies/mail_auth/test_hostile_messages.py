@@ -13,6 +13,7 @@ import pytest
 
 from elemta.policies.mail_auth import MailAuthPlugin
 from elemta.policies.mail_auth.field import claims
+from elemta.policies.mail_auth.policy import TOO_MANY_AUTHORS
 from elemta.policy import CONTINUE, DKIMResult, DMARCResult, Reject, SPFResult
 from elemta.policy.testing import PolicyTester, Zone
 
@@ -49,8 +50,8 @@ def chain(sets: int, padding: int = 0) -> bytes:
     return b"".join(arc_set(number, padding) for number in range(sets, 0, -1))
 
 
-def ask(content: bytes, zone: Zone = ZONE):
-    asked = PolicyTester(MailAuthPlugin(), {"timeout": "60s"}, resolver=zone)
+def ask(content: bytes, zone: Zone = ZONE, **options: str):
+    asked = PolicyTester(MailAuthPlugin(), {"timeout": "60s", **options}, resolver=zone)
     asked.helo("x.test")
     asked.mail("a@x.test")
     asked.rcpt("b@example.com")
@@ -98,8 +99,11 @@ def test_a_header_that_is_made_to_cost_time_is_read_soon(header: bytes):
     ids=["addresses", "angles", "comments", "words", "dots", "encoded", "groups"],
 )
 def test_a_from_field_that_is_made_to_cost_time_names_no_author(value: bytes):
-    asked, _ = ask(b"From: " + value + b"\r\n" + BODY)
+    message = b"From: " + value + b"\r\n" + BODY
+    asked, verdict = ask(message)
     assert asked.transaction.results.get(DMARCResult).result == "permerror"
+    assert verdict == CONTINUE
+    assert ask(message, dmarc="enforce")[1] == TOO_MANY_AUTHORS
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,29 @@ def test_trouble_with_dns_never_refuses(name):
     assert "temperror" in asked.field
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"X : y\r\n" + MESSAGE,
+        b"X: y\r\nno field\r\n" + MESSAGE,
+        MESSAGE.replace(b"From:", b"FROM \t:"),
+        MESSAGE.replace(b"Anna", b"Group: somewhere, Anna").replace(b">", b">;"),
+        MESSAGE.replace(b"Anna ", b"x@[192.0.2.7],\r\n\t"),
+        MESSAGE.replace(b"From:", b"From: nowhere\r\nFrom:"),
+        b"From: " + b"(" + b"x" * 9000 + b") anna@example.org\r\n\r\ntext\r\n",
+        b"From: " + b"".join(b"a@%d.example," % n for n in range(6)) + b"anna@example.org\r\n\r\ntext\r\n",
+    ],
+)
+@pytest.mark.parametrize("sender", ["x@other.example", "x@dead.example", ""])
+def test_no_form_of_header_carries_a_forged_author_past_dmarc(message, sender):
+    records = {"dead.example": ResolverTrouble("no answer"), "other.example": ["v=spf1 +all"]}
+    records["s._domainkey.dead.example"] = ResolverTrouble("no answer")
+    for forged in (message, signed(MESSAGE, b"dead.example").partition(b"From:")[0] + message):
+        asked = Asked(forged, {"dmarc": "enforce"}, sender=sender, records=records)
+        assert isinstance(asked.verdict, Reject), asked.field
+        assert asked.verdict.enhanced == "5.7.26"
+
+
 def test_an_spf_fail_is_refused_where_the_operator_says_so():
     refused = Asked(options={"spf_reject": True}, client_ip="198.51.100.1")
     assert isinstance(refused.verdict, Reject)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import re
 import time
 from functools import partial
 
@@ -226,6 +227,23 @@ def test_an_expired_signature_fails_even_if_the_rest_is_good(keys, monkeypatch):
     assert b"x=" not in field
     with_expiry = field.replace(b"; t=", f"; x={int(now) - 100_000}; t=".encode(), 1)
     assert keys.result(with_expiry + MESSAGE) == "fail"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-100_000, "the signature has expired"),
+        (-3_600, "the signature has expired"),
+        (-2, "the signature has expired"),
+        (3_600, "the header was changed"),  # by the tag itself
+    ],
+)
+def test_a_signature_expires_at_the_second_that_it_names(keys, seconds, text):
+    field = dkim.sign(MESSAGE, b"s", b"example.org", keys.rsa())
+    signed_at = re.search(rb" t=\d+;", field)[0]
+    dates = b" t=%d; x=%d;" % (time.time() - 200_000, time.time() + seconds)
+    (check,) = keys.check(field.replace(signed_at, dates) + MESSAGE)
+    assert (check.result, check.text) == ("fail", text)
 
 
 def test_what_follows_the_length_is_not_signed_and_more_than_there_is_fails(keys):
