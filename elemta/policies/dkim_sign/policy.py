@@ -20,8 +20,8 @@ from elemta.policies.dkim_sign.signature import (
     load_key,
 )
 from elemta.policies.mail_auth.body_hash import BodyHashKind, hash_body
-from elemta.policies.mail_auth.dmarc import ascii_domain, author_domains
-from elemta.policies.mail_auth.field import own_results
+from elemta.policies.mail_auth.dmarc import ascii_domain, only_author_domain
+from elemta.policies.mail_auth.field import authserv_id_of, own_results
 from elemta.policies.mail_auth.message_reader import read_header
 from elemta.policies.option_checks import domain_faults
 from elemta.policy import ConfigError, Envelope, Fault, ISigner, OutgoingMessage, Services
@@ -92,8 +92,8 @@ class DkimSignPolicy:
         if notice:
             keys = self._keys_of_host()
         else:
-            authors = author_domains([value for name, value in read.header if name.lower() == b"from"])
-            keys = [key for key in self._keys if (key.domain,) == authors]
+            author = only_author_domain([value for name, value in read.header if name.lower() == b"from"])
+            keys = [key for key in self._keys if key.domain == author]
         return [(b"DKIM-Signature", dkim_signature(read.header, read.digest, key, now)) for key in keys]
 
     def _keys_of_host(self) -> Sequence[SigningKey]:
@@ -106,8 +106,7 @@ class DkimSignPolicy:
         return ()
 
     def _seal(self, read: _Read, now: int) -> Header:
-        fields = [value for name, value in read.header if name.lower() == b"authentication-results"]
-        results = own_results(fields, self._services.hostname)
+        results = _own_results(read.header, self._services.hostname)
         keys = self._keys_of_host() or self._keys
         status = re.search(rb"(?:^|[;\s])arc\s*=\s*(none|pass|fail)", results.lower())
         chain = _chain(read.header, status[1].decode("ascii") if status else "")
@@ -115,6 +114,25 @@ class DkimSignPolicy:
             return []
         made = arc_set(read.header, read.digest, chain, results, keys[0], now=now)
         return made.fields() if made is not None else []
+
+
+def _own_results(header: Header, hostname: str) -> bytes:
+    """What our policies wrote of the message, under the name that mail-auth gives itself.
+
+    That stands above the Received field that this host put on top (RFC 8601 §5). What is below it was there
+    when the message came, and may be forged.
+    """
+    ours: list[bytes] = []
+    for name, value in header:
+        if name.lower() == b"received":
+            break
+        if name.lower() == b"authentication-results":
+            ours.append(value)
+    else:
+        return own_results(ours, hostname)
+    results = own_results(ours, hostname)
+    # mail-auth may have a name of its own there, and it is asked before the policies that add to its results.
+    return results or own_results(ours, authserv_id_of(ours[-1]) if ours else "")
 
 
 def _chain(header: Header, status: str) -> Chain | None:

@@ -159,6 +159,32 @@ def test_without_results_of_ours_or_without_arc_nothing_is_sealed(files):
     assert policy(options(files, "rsa", arc=True)).sign(forged, envelope()) == b""
 
 
+OUR_FIELD = b"Authentication-Results: %s; arc=none; dmarc=pass header.from=bank.example\r\n"
+RECEIVED = b"Received: from x by mx.example.com with ESMTP id Q1; now\r\n"
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "sealed"),
+    [
+        # What mail-auth writes stands above our Received field, and what the client sent below it.
+        (OUR_FIELD % b"mx.example.com", b"", True),
+        (OUR_FIELD % b"auth.example.com", b"", True),
+        (OUR_FIELD % b"rspamd.example.com" + OUR_FIELD % b"mx.example.com", b"", True),
+        (b"", OUR_FIELD % b"mx.example.com", False),
+        (b"", OUR_FIELD % b"auth.example.com", False),
+        (b"X-Spam: no\r\n", b"X: y\r\n" + OUR_FIELD % b"mx.example.com" + RECEIVED, False),
+    ],
+)
+def test_a_seal_never_covers_results_that_came_with_the_message(files, above, below, sealed):
+    message = above + RECEIVED + below + MESSAGE
+    fields = policy(options(files, "rsa", arc=True)).sign(message, envelope())
+    assert bool(fields) == sealed
+    if sealed:
+        assert b"rspamd" not in fields
+        verdict, _, why = dkim.arc_verify(fields + message, dnsfunc=lookup)
+        assert verdict == dkim.CV_Pass, why
+
+
 @pytest.mark.parametrize(
     "content", [None, b"", b"no key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]
 )
