@@ -128,6 +128,9 @@ class Conversation:
             else:
                 self.settled = True
             return GO_ON
+        if decision.answer is MilterAnswer.DISCARD:
+            # For the milter the message is over (smfi_mail, smfi_rcpt: SMFIS_DISCARD).
+            self.settled = True
         if decision.answer is MilterAnswer.SKIP and not self.agreed.steps & Step.SKIP:
             raise BackendError("the milter skips, which it did not announce")
         return decision

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import BinaryIO, cast
 
 from twisted.internet.defer import ensureDeferred
@@ -53,9 +53,19 @@ from elemta.policy import (
 )
 
 BLOCK = 256 * 1024
-MAX_LINE = 1024 * 1024
+MAX_HEADER = 1024 * 1024
+"""Octets of a header. A longer one is refused."""
 IN_MEMORY = 1024 * 1024
-_REPLY = re.compile(r"([45][0-9][0-9])[ -](?:(([245])\.[0-9]{1,3}\.[0-9]{1,3})\s+)?(.*)", re.DOTALL)
+_DISCARDED = "discarded"
+_ENHANCED = r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?=\s|$)"
+_REPLY = re.compile(rf"([45][0-9][0-9])(?:[ -]|$)({_ENHANCED})?")
+_REPLY_LINE = re.compile(rf"^[45][0-9][0-9](?:[ -]|$)(?:{_ENHANCED}\s*)?")
+_FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
+TOO_LONG = Reject("The header of the message is too long", code=552, enhanced="5.3.4")
+
+
+class HeaderTooLong(Exception):
+    """The header has more octets than are read for a milter."""
 
 
 @implementer(
@@ -104,17 +114,28 @@ class MilterPolicy:
         conversation = await self._of(session)
         address = str(recipient.address)
         decision = await conversation.tell(MilterStage.RCPT, text(f"<{address}>"), {"{rcpt_addr}": address})
-        return self._verdict(MilterStage.RCPT, decision)
+        verdict = self._verdict(MilterStage.RCPT, decision)
+        if isinstance(verdict, Discard):
+            # A milter drops the whole message by it, and Discard at RCPT the one recipient only.
+            transaction.notes[_DISCARDED] = True
+            return CONTINUE
+        return verdict
 
     async def data(self, session: Session, transaction: Transaction) -> Verdict:
         conversation = await self._of(session)
+        if transaction.notes.get(_DISCARDED):
+            return Discard("milter")
         macros = {"i": transaction.queue_id or ""}
         return self._verdict(MilterStage.DATA, await conversation.tell(MilterStage.DATA, b"", macros))
 
     async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:
         conversation = await self._of(session)
-        with message.open() as file:
-            decision = await self._send(conversation, file)
+        try:
+            with message.open() as file:
+                decision = await self._send(conversation, file)
+        except HeaderTooLong:
+            conversation.abort()
+            return TOO_LONG
         if decision.answer not in (MilterAnswer.CONTINUE, MilterAnswer.SKIP):
             conversation.abort()
             return self._verdict(MilterStage.BODY, decision)
@@ -197,7 +218,7 @@ class MilterPolicy:
                 self._apply(transaction, message, change)
         if pieces:
             message.replace_body(await self._services.threads(_new_body, pieces))
-        return verdict
+        return verdict if _change_recipients(transaction, changes) else Discard("milter")
 
     def _apply(self, transaction: Transaction, message: Message, change: Modification) -> None:
         match change:
@@ -209,10 +230,6 @@ class MilterPolicy:
                 _change_header(message, name, max(index, 1) - 1, value)
             case ChangeSender(address):
                 transaction.sender = address
-            case AddRecipient(address):
-                transaction.add_recipient(address)
-            case DeleteRecipient(address):
-                _delete(transaction, address)
 
 
 def _new_body(pieces: Sequence[bytes]) -> BinaryIO:
@@ -231,11 +248,44 @@ def _change_header(message: Message, name: str, index: int, value: str) -> None:
         message.add_header(name, value, at="bottom")
 
 
-def _delete(transaction: Transaction, address: str) -> None:
-    for recipient in transaction.recipients:
-        if str(recipient.address).lower() == address.lower():
-            transaction.remove_recipient(recipient)
-            return
+def _change_recipients(transaction: Transaction, changes: Sequence[Modification]) -> bool:
+    """Add and remove recipients as all changes together say; False where none is left.
+
+    A milter that redirects a message removes its recipients before it adds another. The message always keeps
+    one of them until it has the other.
+    """
+    known = {str(each.address): each for each in transaction.recipients}
+    left, added = dict(known), dict[str, None]()
+    for change in changes:
+        if isinstance(change, AddRecipient):
+            found = _found(known, change.address)
+            if found is None:
+                added[change.address] = None
+            else:
+                left[found] = known[found]
+        elif isinstance(change, DeleteRecipient):
+            for there in (left, added):
+                if (found := _found(there, change.address)) is not None:
+                    del there[found]
+                    break
+    removed = [each for address, each in known.items() if address not in left]
+    if removed and not left and not added:
+        return False
+    last = None if left else removed.pop() if removed else None
+    for recipient in removed:
+        transaction.remove_recipient(recipient)
+    for address in added:
+        transaction.add_recipient(address)
+    if last is not None:
+        transaction.remove_recipient(last)
+    return True
+
+
+def _found(addresses: Collection[str], wanted: str) -> str | None:
+    """The address in its own spelling, else in another case."""
+    if wanted in addresses:
+        return wanted
+    return next((each for each in addresses if each.lower() == wanted.lower()), None)
 
 
 def reply_verdict(reply: str) -> Verdict:
@@ -243,9 +293,10 @@ def reply_verdict(reply: str) -> Verdict:
     match = _REPLY.match(reply)
     if match is None:
         raise BackendError(f"the milter's reply can't be used: {reply[:80]!r}")
-    code, enhanced = int(match[1]), match[2]
-    lines = [re.sub(r"^[45][0-9][0-9][ -](?:[245]\.[0-9]{1,3}\.[0-9]{1,3}\s+)?", "", line) for line in
-             re.split(r"\r?\n", reply) if line]  # fmt: skip
+    # RFC 5321 §4.2.1: the second digit is 0 to 5; a client takes others for the first digit alone.
+    code, enhanced = int(match[1] if match[1][1] <= "5" else f"{match[1][0]}50"), match[2]
+    # smfi_setreply: a percent sign is written twice.
+    lines = [_REPLY_LINE.sub("", line).replace("%%", "%") for line in re.split(r"\r?\n", reply) if line]
     words = "".join(char if char.isprintable() else "?" for char in " ".join(lines))[:400].strip()
     if enhanced is None or enhanced[0] != str(code)[0]:
         enhanced = f"{str(code)[0]}.7.1"
@@ -257,14 +308,22 @@ def reply_verdict(reply: str) -> Verdict:
 
 
 def read_fields(file: BinaryIO) -> list[tuple[bytes, bytes]]:
-    """The fields of a header as they are, the file left at the body. Blocks: call it in a thread."""
-    fields: list[tuple[bytes, bytes]] = []
+    """The fields of a header as they are, the file left at the body. Blocks: call it in a thread.
+
+    A line that is no field is a part of the field above it, as in what policies edit. Raises
+    :class:`HeaderTooLong`.
+    """
+    fields: list[tuple[bytes, list[bytes]]] = []
+    lines: list[bytes] = []
     size = 0
-    while (line := file.readline(MAX_LINE)) not in (b"\r\n", b"") and size <= MAX_LINE:
+    while (line := file.readline(MAX_HEADER)) not in (b"\r\n", b""):
         size += len(line)
-        if line.startswith((b" ", b"\t")) and fields:
-            fields[-1] = (fields[-1][0], fields[-1][1] + line)
-        else:
-            name, _, value = line.partition(b":")
-            fields.append((name.rstrip(b" \t"), value))
-    return fields
+        if size > MAX_HEADER:
+            raise HeaderTooLong
+        if fields and not _FIELD.match(line):
+            lines.append(line)
+            continue
+        name, _, value = line.partition(b":")
+        lines = [value]
+        fields.append((name.rstrip(), lines))
+    return [(name, b"".join(lines)) for name, lines in fields]

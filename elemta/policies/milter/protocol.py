@@ -15,6 +15,8 @@ from enum import Enum, IntFlag
 VERSION = 6
 MAX_PACKET = 1024 * 1024
 BODY_CHUNK = 65535
+MAX_FIELD = 65535
+"""Octets of the data of one packet that libmilter reads; it ends the connection at a larger one."""
 
 
 class MilterError(Exception):
@@ -253,11 +255,15 @@ def connect_data(name: str, ip: str, port: int, *, is_ipv6: bool) -> bytes:
 
 
 def header_data(name: bytes, value: bytes, steps: Step) -> bytes:
-    """A field. Without LEADING_SPACE one blank behind the colon is left out; line ends are LF."""
+    """A field. Without LEADING_SPACE one blank behind the colon is left out; line ends are LF.
+
+    What does not fit into a packet is left out.
+    """
     value = value.removesuffix(b"\r\n").replace(b"\r\n", b"\n")
     if not steps & Step.LEADING_SPACE:
         value = value.removeprefix(b" ")
-    return name.replace(b"\0", b"") + b"\0" + value.replace(b"\0", b"") + b"\0"
+    shown = name.replace(b"\0", b"")[: MAX_FIELD // 2] + b"\0" + value.replace(b"\0", b"")
+    return shown[: MAX_FIELD - 1] + b"\0"
 
 
 def header_packets(fields: Iterable[tuple[bytes, bytes]], steps: Step) -> bytes:

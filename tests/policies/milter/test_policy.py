@@ -148,6 +148,52 @@ def test_a_reply_of_the_milter_s_is_given_to_the_client():
     assert verdict == Reject("not you", code=550, enhanced="5.7.9")
 
 
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        (b"550", Reject("The mail was refused", code=550, enhanced="5.7.1")),
+        (b"550 5.1.1", Reject("The mail was refused", code=550, enhanced="5.1.1")),
+        (b"554 5.7.1 100%% spam", Reject("100% spam", code=554, enhanced="5.7.1")),
+        (b"599 5.7.1 odd", Reject("odd", code=550, enhanced="5.7.1")),
+        (b"450 5.7.1 two classes", Defer("two classes", code=450, enhanced="4.7.1")),
+        (b"550-5.7.1 a\r\n550-5.7.1 b\r\n550 5.7.1 c", Reject("a b c", code=550, enhanced="5.7.1")),
+        (b"550-no code\r\n550 5.7.1", Reject("no code", code=550, enhanced="5.7.1")),
+        (b"550 5.7.100.5 text", Reject("5.7.100.5 text", code=550, enhanced="5.7.1")),
+        (b"451 \x01\x02", Defer("??", code=451, enhanced="4.7.1")),
+    ],
+)
+def test_any_form_of_a_reply_is_one_that_a_client_can_read(reply, verdict):
+    assert conversation(policy(Milter(R=packet(b"y", reply + b"\0")))) == verdict
+
+
+@pytest.mark.parametrize("steps", [0, 0x80])
+def test_a_field_is_cut_to_what_a_packet_may_have(steps):
+    milter = Milter(steps=steps)
+    message = b"To: " + b"a@example.com,\r\n " * 8000 + b"b@example.com\r\nX: y\r\n\r\ntext\r\n"
+    assert conversation(policy(milter), message) == CONTINUE
+    to, other = milter.data(b"L")
+    assert len(to) == 65535
+    assert to.startswith(b"To\0a@example.com,\n a@") and to.endswith(b"\0")
+    assert other == b"X\0y\0"
+
+
+def test_a_line_that_is_no_field_belongs_to_the_one_above():
+    milter = Milter()
+    assert conversation(policy(milter), b"A : 1\r\nno field\r\n b\r\nB: 2\r\n\r\ntext\r\n") == CONTINUE
+    assert milter.data(b"L") == [b"A\x001\nno field\n b\0", b"B\x002\0"]
+    assert b"".join(milter.data(b"B")) == b"text\r\n"
+
+
+@pytest.mark.parametrize("line", [b"X: y\r\n", b"X: " + b"y" * 70_000 + b"\r\n"])
+def test_a_header_beyond_all_measure_is_refused_and_not_sent_in_part(line):
+    milter = Milter()
+    header = line * (1024 * 1024 // len(line) + 1)
+    verdict = conversation(policy(milter), header + b"\r\ntext\r\n")
+    assert verdict == Reject("The header of the message is too long", code=552, enhanced="5.3.4")
+    assert not milter.data(b"B")
+    assert milter.commands().endswith("A")
+
+
 @pytest.mark.parametrize("stage", ["C", "H"])
 def test_a_session_that_is_accepted_is_told_no_more(stage):
     milter = Milter(**{stage: packet(b"a")})
@@ -218,6 +264,64 @@ def test_sender_and_recipients_are_changed():
     transaction = asked.transaction
     assert str(transaction.sender) == "new@example.org"
     assert [str(one.address) for one in transaction.recipients] == ["c@example.com", "d@example.com"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        # As spamass-milter redirects a message.
+        ("-b@example.com +c@example.com", "d@example.com c@example.com"),
+        ("-b@example.com -d@example.com +c@example.com", "c@example.com"),
+        ("+c@example.com -b@example.com -D@example.com", "c@example.com"),
+        ("-b@example.com", "d@example.com"),
+        ("-b@example.com +b@example.com", "b@example.com d@example.com"),
+        ("+c@example.com -c@example.com", "b@example.com d@example.com"),
+        ("+B@example.com -x@example.com", "b@example.com d@example.com"),
+        ("-b@example.com -d@example.com", None),
+        ("-b@example.com +c@example.com -d@example.com -c@example.com", None),
+    ],
+)
+def test_recipients_are_those_that_all_changes_together_leave(changes, left):
+    packets = [packet(each[:1].encode(), f"<{each[1:]}>".encode() + b"\0") for each in changes.split()]
+    asked = policy(Milter(E=b"".join(packets) + packet(b"c")))
+    asked.connected()
+    asked.helo()
+    asked.mail("a@example.org")
+    asked.rcpt("b@example.com")
+    asked.rcpt("d@example.com")
+    verdict = asked.message(MESSAGE)
+    if left is None:
+        assert verdict == Discard("milter")
+    else:
+        assert verdict == CONTINUE
+        assert " ".join(str(one.address) for one in asked.transaction.recipients) == left
+
+
+def test_a_message_to_as_many_recipients_as_may_be_is_redirected():
+    packets = [packet(b"-", b"<%d@example.com>\0" % number) for number in range(1000)]
+    asked = policy(Milter(steps=0x8008, E=b"".join(packets) + packet(b"+", b"<c@example.com>\0") + packet(b"c")))
+    asked.connected()
+    asked.mail("a@example.org")
+    asked.transaction_facts.max_recipients = 1000
+    for number in range(1000):
+        asked.rcpt(f"{number}@example.com")
+    assert asked.message(MESSAGE) == CONTINUE
+    assert [str(one.address) for one in asked.transaction.recipients] == ["c@example.com"]
+
+
+@pytest.mark.parametrize("stage", ["M", "R", "T"])
+def test_a_message_that_is_discarded_is_told_no_more(stage):
+    milter = Milter(**{stage: packet(b"d")})
+    asked = policy(milter)
+    asked.connected()
+    asked.helo()
+    verdicts = [asked.mail("a@example.org"), asked.rcpt("b@example.com"), asked.rcpt("c@example.com")]
+    verdicts.append(asked.data())
+    # All of the message is dropped, not one recipient.
+    assert verdicts.index(Discard("milter")) == (0 if stage == "M" else 3)
+    assert milter.commands().replace("D", "").endswith(stage)
+    asked.refused()
+    assert asked.mail("a@example.org") == (Discard("milter") if stage == "M" else CONTINUE)
 
 
 def test_quarantine_marks_the_message():
