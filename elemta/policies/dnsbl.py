@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.plugin import IPlugin
@@ -31,7 +31,7 @@ from elemta.policy import (
 )
 
 # A list that refuses the question answers from here, for any client.
-REFUSED = ip_network("127.255.255.0/24")
+REFUSED = IPv4Network("127.255.255.0/24")
 DEFAULT_ANSWERS = (IPv4Network("127.0.0.0/8"),)
 LOOKUP_SECONDS = 2.0
 
@@ -161,9 +161,11 @@ async def _shared(result: Deferred[DnsblResult]) -> DnsblResult:
 
 
 def _counts(answer: IPv4Address | IPv6Address, zone: ListZone) -> bool:
-    if zone.answers == DEFAULT_ANSWERS and answer in REFUSED:
-        return False
-    return any(answer in network for network in zone.answers)
+    """Whether an answer counts. One that refuses the question counts only where it is named as such."""
+    named = zone.answers
+    if answer in REFUSED:
+        named = tuple(each for each in named if each.version == 4 and REFUSED.supernet_of(each))
+    return any(answer in network for network in named)
 
 
 def question_name(ip: IPv4Address | IPv6Address, zone: str) -> str:

@@ -81,7 +81,7 @@ class GreylistPolicy:
         network, sender = network_of(session.client_ip), str(transaction.sender)
         store, options = self._services.store, self._options
         triple = f"{network}|{shape_of(sender)}|{str(recipient.address).lower()}"
-        if await store.get(f"known:{triple}") or await store.get(self._domain_key(network, sender)):
+        if await store.get(f"known:{triple}") or await self._signed_before(network, sender):
             await store.set(f"known:{triple}", b"1", ttl=options.remember)
             return self._count("known", CONTINUE)
         if self._check_spf is not None and await self._check_spf(session, transaction) == "pass":
@@ -103,6 +103,11 @@ class GreylistPolicy:
             key = self._domain_key(network_of(session.client_ip), sender)
             await self._services.store.set(key, b"1", ttl=self._options.remember)
         return CONTINUE
+
+    async def _signed_before(self, network: str, sender: str) -> bool:
+        if "dkim" not in self._options.pass_with or not sender:
+            return False
+        return await self._services.store.get(self._domain_key(network, sender)) is not None
 
     def _vouched(self, transaction: Transaction, sender: str) -> bool:
         """Whether the sender's own domain signed the message, as ``mail-auth`` found out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from twisted.internet.defer import ensureDeferred
 from twisted.plugin import IPlugin
@@ -145,11 +145,15 @@ class ReverseDnsPolicy:
 
 def _is_literal(name: str) -> bool:
     # RFC 5321 §4.1.3
+    words = name[1:-1]
     try:
-        ip_address(name.strip("[]").removeprefix("IPv6:"))
+        if words[:5].lower() == "ipv6:":
+            IPv6Address(words[5:])
+        else:
+            IPv4Address(words)
     except ValueError:
         return False
-    return True
+    return name.endswith("]")
 
 
 @implementer(IPlugin, IPolicyPlugin)

@@ -140,12 +140,21 @@ class RspamdPolicy:
             for name, index in islice(_removed(changes.get("remove_headers")), MAX_FIELDS):
                 _remove(message, name, index)
             for name, value in islice(_added(changes.get("add_headers")), MAX_FIELDS):
-                message.add_header(name, value)
+                self._add(message, name, value)
         if action == "add header":
             message.add_header("X-Spam", "Yes")
         subject = found.get("subject")
         if action == "rewrite subject" and isinstance(subject, str):
-            message.replace_header("Subject", _encoded(subject))
+            words = _encoded(subject)
+            if not message.replace_header("Subject", words):
+                message.add_header("Subject", words, at="bottom")
+
+    def _add(self, message: Message, name: str, value: str) -> None:
+        """Add a field, unless it can't stand in a header: the next try would bring the same one."""
+        try:
+            message.add_header(name, value)
+        except ValueError as error:
+            self._services.log.warn("a field of rspamd's is left out: {reason}", reason=str(error))
 
 
 _KNOWN_ACTIONS = frozenset(
@@ -201,7 +210,10 @@ def _result(action: str, found: Mapping[str, Any]) -> RspamdResult:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    try:
+        return float(value) if isinstance(value, int | float) else 0.0
+    except OverflowError:  # a whole number of JSON may have any length
+        return 0.0
 
 
 def _removed(changes: object) -> Iterable[tuple[str, int]]:

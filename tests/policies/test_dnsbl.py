@@ -77,6 +77,25 @@ def test_only_the_answers_that_are_named_count(answer, listed):
     assert isinstance(found, Reject) == listed
 
 
+@pytest.mark.parametrize(
+    ("answers", "answer", "listed"),
+    [
+        (["127.0.0.0/8", "10.0.0.0/8"], "127.255.255.254", False),
+        (["127.0.0.0/8", "10.0.0.0/8"], "10.1.2.3", True),
+        (["0.0.0.0/0"], "127.255.255.1", False),
+        (["127.255.255.254"], "127.255.255.254", True),
+        (["127.255.255.0/24"], "127.255.255.1", True),
+        (["127.0.0.0/8", "127.255.255.1"], "127.255.255.1", True),
+        (["127.0.0.0/8", "127.255.255.1"], "127.255.255.2", False),
+        (["::/0"], "127.0.0.2", False),
+    ],
+)
+def test_a_refused_question_counts_only_where_its_answer_is_named(answers, answer, listed):
+    zone = {"name": "bl.example", "weight": 5, "answers": answers}
+    found = verdict(policy({"zone": [zone]}, {("1.2.0.192.bl.example", "A"): [answer]}))
+    assert isinstance(found, Reject) == listed
+
+
 def test_a_score_in_between_holds_the_message():
     zone = {"name": "bl.example", "weight": 3}
     found = verdict(policy({"zone": [zone], "quarantine_at": 3}, LISTED))

@@ -84,7 +84,17 @@ def test_a_domain_with_an_exchanger_only_is_known():
 
 
 @pytest.mark.parametrize(
-    ("helo", "good"), [("[192.0.2.1]", True), ("[IPv6:2001:db8::1]", True), ("[x]", False)]
+    ("helo", "good"),
+    [
+        ("[192.0.2.1]", True),
+        ("[IPv6:2001:db8::1]", True),
+        ("[ipv6:2001:db8::1]", True),
+        ("[x]", False),
+        ("[]", False),
+        ("[192.0.2.1", False),
+        ("[2001:db8::1]", False),
+        ("[IPv6:192.0.2.1]", False),
+    ],
 )
 def test_an_address_literal_is_a_helo_name(helo, good):
     assert (ask(policy(["helo"]), helo=helo) == CONTINUE) == good

@@ -98,6 +98,28 @@ def test_a_subject_is_rewritten_in_ascii():
     assert b"Subject: =?utf-8?" in header
 
 
+def test_a_message_without_a_subject_gets_that_of_rspamd():
+    asked = policy({"action": "rewrite subject", "subject": "*** SPAM ***"})
+    assert asked.message(b"From: a@example.org\r\n\r\ntext\r\n") == CONTINUE
+    assert asked.edited_message == b"From: a@example.org\r\nSubject: *** SPAM ***\r\n\r\ntext\r\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("X A", "1"), ("X" * 200, "1"), ("", "1"), ("X:A", "1"), ("X-A", "\x00"), ("X-A", "y" * 2000)],
+)
+def test_a_field_that_can_not_be_is_left_out_and_the_others_are_added(name, value):
+    asked = policy({"action": "add header", "milter": {"add_headers": {name: value, "X-B": "2"}}})
+    assert asked.message(b"Subject: s\r\n\r\ntext\r\n") == CONTINUE
+    assert asked.edited_message == b"X-Spam: Yes\r\nX-B: 2\r\nSubject: s\r\n\r\ntext\r\n"
+
+
+@pytest.mark.parametrize("score", [b"9" * 400, b"-1e999", b"null", b'"7"', b"{}"])
+def test_a_score_that_is_no_number_is_none_and_the_action_counts(score):
+    asked = policy(b'{"action": "reject", "score": ' + score + b', "required_score": ' + score + b"}")
+    assert isinstance(asked.message(MESSAGE), Reject)
+
+
 @pytest.mark.parametrize(
     "said",
     [
