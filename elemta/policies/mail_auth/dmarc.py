@@ -15,7 +15,7 @@ from typing import cast
 import idna
 from publicsuffix2 import PublicSuffixList
 
-from elemta.policies.mail_auth.dns_facts import DnsFacts, FactType
+from elemta.policies.mail_auth.dns_facts import DnsFacts, FactType, Question
 
 # Debian keeps the list up to date here; the library brings an older one.
 SYSTEM_SUFFIXES = Path("/usr/share/publicsuffix/public_suffix_list.dat")
@@ -123,6 +123,14 @@ def _domains_of(value: bytes) -> list[str]:
         return [ascii_domain(address.domain or "") for address in addresses]
     except (MessageError, ValueError, IndexError, AttributeError, TypeError, KeyError, RecursionError):
         return [""]
+
+
+def wanted_records(authors: Sequence[str] | None, suffixes: Suffixes) -> list[Question]:
+    """Where DNS has the records of these authors' domains."""
+    if authors is None or len(authors) > MAX_AUTHORS:
+        return []
+    names = (name for domain in authors for name in (domain, suffixes.organizational(domain)))
+    return [(f"_dmarc.{name}", FactType.TXT) for name in dict.fromkeys(names)]
 
 
 def check_dmarc(

@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, TypeVar
 
+from twisted.internet.defer import DeferredList, ensureDeferred
+
 from elemta.policy import NoSuchDomain, ResolverTrouble
 
 Result = TypeVar("Result")
 
 # RFC 7208 §4.6.4: 10 mechanisms, the addresses of 10 exchangers each, and an explanation.
 MAX_QUESTIONS = 160
+AT_ONCE = 16
+"""Questions of one message that wait for DNS at the same time."""
 
 
 class FactType(Enum):
@@ -83,11 +87,10 @@ async def evaluate(
 ) -> Result:
     """Run ``step`` until it has every answer that it asks for; ``run`` calls it, usually in a thread.
 
-    ``wanted`` are asked before the first run: each further run does again what the ones before it did.
-    After ``MAX_QUESTIONS`` answers every further one is trouble, so an evaluation always ends.
+    ``wanted`` are asked before the first run. After ``MAX_QUESTIONS`` answers every further one is trouble, so an evaluation always ends.
     """
     facts = DnsFacts() if facts is None else facts
-    await _fetch(lookups, facts, wanted)
+    await fetch(lookups, facts, wanted)
     while True:
         facts.missing.clear()
         try:
@@ -98,13 +101,23 @@ async def evaluate(
             # A library may swallow the exception; what it made of that is not a result.
             if not facts.missing:
                 return result
-        await _fetch(lookups, facts, facts.missing)
+        await fetch(lookups, facts, facts.missing)
 
 
-async def _fetch(lookups: Lookups, facts: DnsFacts, questions: Iterable[Question]) -> None:
-    for question in dict.fromkeys(questions):
-        if question not in facts.known:
-            facts.known[question] = await _ask(lookups, question, len(facts.known))
+async def fetch(lookups: Lookups, facts: DnsFacts, questions: Iterable[Question]) -> None:
+    """Ask what is not known yet, many questions at once.
+
+    What will be asked is better asked before an evaluation: each run of it does again what the ones before
+    did. And of a name server that does not answer each wait takes nearly all of the time that is left.
+    """
+    wanted = [question for question in dict.fromkeys(questions) if question not in facts.known]
+    for start in range(0, len(wanted), AT_ONCE):
+        some, asked = wanted[start : start + AT_ONCE], len(facts.known)
+        asking = [ensureDeferred(_ask(lookups, each, asked + n)) for n, each in enumerate(some)]
+        for question, (fine, found) in zip(some, await DeferredList(asking, consumeErrors=True), strict=True):
+            if not fine:
+                found.raiseException()
+            facts.known[question] = found
 
 
 async def _ask(lookups: Lookups, question: Question, asked: int) -> DnsFact:

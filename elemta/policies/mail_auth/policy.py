@@ -19,8 +19,9 @@ from elemta.policies.mail_auth.dmarc import (
     ascii_domain,
     author_domains,
     check_dmarc,
+    wanted_records,
 )
-from elemta.policies.mail_auth.dns_facts import DnsFacts, Question, evaluate
+from elemta.policies.mail_auth.dns_facts import DnsFacts, FactType, Question, evaluate, fetch
 from elemta.policies.mail_auth.message_reader import fields_of, from_values, read_raw_header
 from elemta.policies.mail_auth.options import Enforcement, MailAuthOptions
 from elemta.policies.mail_auth.signatures import (
@@ -32,8 +33,8 @@ from elemta.policies.mail_auth.signatures import (
     wanted_body_hashes,
     wanted_keys,
 )
-from elemta.policies.mail_auth.spf import SPFAnswer
-from elemta.policies.mail_auth.spf_lookup import ResolverLookups, SPFLookup
+from elemta.policies.mail_auth.spf import SPFAnswer, has_spf
+from elemta.policies.mail_auth.spf_lookup import ResolverLookups, SPFLookup, spf_domain
 from elemta.policies.own_clients import is_exempt
 from elemta.policy import (
     CONTINUE,
@@ -110,40 +111,36 @@ class MailAuthPolicy:
         read = await self._services.threads(read_message, message.open())
         if read is None:
             return TOO_LONG
+        domain = spf_domain(session, transaction)
+        record: list[Question] = [(domain.rstrip("."), FactType.TXT)] if has_spf(domain) else []
         facts = DnsFacts()
-        spf, spf_domain, spf_property = await self._spf(session, transaction)
-        signatures = await self._evaluate(partial(check_dkim, read.header, read.bodies), facts, read.keys)
+        wanted = (*record, *wanted_records(read.authors, self._suffixes), *read.keys)
+        await fetch(self._lookups, facts, wanted)
+        # With questions of its own, of which there is a bounded number.
+        spf_facts = DnsFacts({question: facts.known[question] for question in record})
+        spf = await self._spf_lookup.check(session, transaction, spf_facts)
+        signatures = await self._evaluate(partial(check_dkim, read.header, read.bodies), facts)
         chain = await self._evaluate(partial(check_arc, read.header, read.bodies), facts)
         seen = VouchedDomains(
-            spf=spf_domain if spf.result == "pass" else "",
+            spf=domain if spf.result == "pass" else "",
             dkim=tuple(one.domain for one in signatures if one.result == "pass"),
-            unsure_spf=spf_domain if spf.result == "temperror" else "",
+            unsure_spf=domain if spf.result == "temperror" else "",
             unsure_dkim=tuple(one.domain for one in signatures if one.result == "temperror"),
         )
         sample = (transaction.queue_id or session.id).encode()
         dmarc = await self._evaluate(partial(check_dmarc, read.authors, seen, self._suffixes, sample), facts)
-        checks = results_field.Checks(spf, spf_property, signatures, chain, dmarc)
+        checks = results_field.Checks(spf, _spf_property(session, transaction), signatures, chain, dmarc)
         message.add_header(results_field.NAME, results_field.field_value(self._id, checks))
-        self._publish(transaction, spf_domain, checks)
+        self._publish(transaction, domain, checks)
         return self._verdict(spf, chain, dmarc)
 
-    async def _evaluate(
-        self, step: Callable[[DnsFacts], Result], facts: DnsFacts, wanted: Sequence[Question] = ()
-    ) -> Result:
-        return await evaluate(step, self._lookups, self._services.threads, facts, wanted)
+    async def _evaluate(self, step: Callable[[DnsFacts], Result], facts: DnsFacts) -> Result:
+        return await evaluate(step, self._lookups, self._services.threads, facts)
 
-    async def _spf(self, session: Session, transaction: Transaction) -> tuple[SPFAnswer, str, str]:
-        answer = await self._spf_lookup.check(session, transaction)
-        sender = str(transaction.sender)
-        if sender:
-            domain = sender.rpartition("@")[2].lower()
-            return answer, domain, results_field.property_of("smtp.mailfrom", sender)
-        return answer, session.helo.lower(), results_field.property_of("smtp.helo", session.helo)
-
-    def _publish(self, transaction: Transaction, spf_domain: str, checks: results_field.Checks) -> None:
+    def _publish(self, transaction: Transaction, domain: str, checks: results_field.Checks) -> None:
         results = transaction.results
         if checks.spf is not None:
-            results.publish(SPFResult(checks.spf.result, spf_domain, checks.spf.text))
+            results.publish(SPFResult(checks.spf.result, domain, checks.spf.text))
             self._count("spf", checks.spf.result)
         results.publish(DKIMResult(tuple(map(_published, checks.dkim))))
         for one in checks.dkim:
@@ -182,6 +179,13 @@ class MailAuthPolicy:
         if chain.result != "pass" or not chain.sealers or ascii_domain(chain.sealers[0]) not in self._trusted:
             return False
         return "dmarc=fail" not in "".join(chain.newest_results.lower().split())
+
+
+def _spf_property(session: Session, transaction: Transaction) -> str:
+    sender = str(transaction.sender)
+    if sender:
+        return results_field.property_of("smtp.mailfrom", sender)
+    return results_field.property_of("smtp.helo", session.helo)
 
 
 def _published(one: SignatureCheck) -> DKIMSignature:

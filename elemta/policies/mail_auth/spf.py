@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import Any, cast
@@ -10,6 +11,7 @@ import spf
 
 from elemta.policies.mail_auth.dns_facts import DnsFacts, FactType
 
+_HOST = re.compile(r"[^\s\[\]:@]+\.[^\s\[\]:@]+")
 MAX_VOID_LOOKUPS = 2  # RFC 7208 §4.6.4
 MAX_RESULT_TEXT = 250
 MAX_RECORD = 8 * 1024  # characters; RFC 7208 §3.4 wants 450, and each evaluation reads all records again
@@ -82,8 +84,15 @@ def _as_pyspf(value: object, qtype: str) -> object:
     return value
 
 
+def has_spf(domain: str) -> bool:
+    """Whether a name can have a record: an address literal and a single label have none (RFC 7208 §4.3)."""
+    return _HOST.fullmatch(domain) is not None
+
+
 def check_spf(question: SPFQuestion, facts: DnsFacts) -> SPFAnswer:
     """Evaluate SPF of the sender, or of the HELO name where the sender is null (RFC 7208 §2.4)."""
+    if not has_spf(question.sender.rpartition("@")[2] if question.sender else question.helo):
+        return SPFAnswer("none", "")
     query = _SpfQuery(question, facts)
     result, _code, text = query.check()
     return SPFAnswer(result, text[:MAX_RESULT_TEXT])

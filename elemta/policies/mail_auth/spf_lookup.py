@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elemta.policies.mail_auth.dns_facts import FactType, evaluate
+from elemta.policies.mail_auth.dns_facts import DnsFacts, FactType, evaluate
 from elemta.policies.mail_auth.spf import SPFAnswer, SPFQuestion, check_spf
 from elemta.policy import Resolver, Services, Session, Transaction
 
@@ -25,6 +25,12 @@ class ResolverLookups:
         return tuple(records)
 
 
+def spf_domain(session: Session, transaction: Transaction) -> str:
+    """The domain whose record is evaluated, in lower case (RFC 7208 §2.4)."""
+    sender = str(transaction.sender)
+    return (sender.rpartition("@")[2] if sender else session.helo).lower()
+
+
 class SPFLookup:
     """Checks SPF with a policy's services: the sender, or the HELO name where the sender is null."""
 
@@ -32,9 +38,13 @@ class SPFLookup:
         self._services = services
         self._lookups = ResolverLookups(services.resolver)
 
-    async def check(self, session: Session, transaction: Transaction) -> SPFAnswer:
-        """RFC 7208 §2.4."""
+    async def check(
+        self, session: Session, transaction: Transaction, facts: DnsFacts | None = None
+    ) -> SPFAnswer:
+        """RFC 7208 §2.4. ``facts`` are known already."""
         question = SPFQuestion(
             str(session.client_ip), session.helo, str(transaction.sender), self._services.hostname
         )
-        return await evaluate(lambda facts: check_spf(question, facts), self._lookups, self._services.threads)
+        return await evaluate(
+            lambda known: check_spf(question, known), self._lookups, self._services.threads, facts
+        )

@@ -13,12 +13,13 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from twisted.internet.defer import Deferred
 
 from elemta.policies.mail_auth import MailAuthPlugin
 from elemta.policies.mail_auth.field import claims, property_of
 from elemta.policies.results import ARCResult, DKIMResult, DMARCResult, SPFResult
-from elemta.policy import CONTINUE, ConfigError, Quarantine, Reject, ResolverTrouble
-from elemta.policy.testing import PolicyTester, Zone
+from elemta.policy import CONTINUE, ConfigError, Quarantine, Reject, ResolverTrouble, Stage
+from elemta.policy.testing import PolicyTester, Zone, make_message
 
 KEY = rsa.generate_private_key(65537, 2048)
 PRIVATE = KEY.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
@@ -131,6 +132,56 @@ def test_no_form_of_header_carries_a_forged_author_past_dmarc(message, sender):
         asked = Asked(forged, {"dmarc": "enforce"}, sender=sender, records=records)
         assert isinstance(asked.verdict, Reject), asked.field
         assert asked.verdict.enhanced == "5.7.26"
+
+
+class SlowZone(Zone):
+    """Answers nothing before it is let go; keeps what was asked meanwhile."""
+
+    def __init__(self, **records):
+        super().__init__(**records)
+        self.waiting = Deferred()
+        self.asked = []
+
+    async def text(self, name, *, timeout=None):
+        self.asked.append(name)
+        if not self.waiting.called:
+            mine = Deferred()
+            self.waiting.addCallback(lambda _: mine.callback(None))
+            await mine
+        return await super().text(name)
+
+
+def test_what_every_check_will_need_is_asked_at_once_before_the_first():
+    zone = SlowZone(texts_of=RECORDS)
+    policy = PolicyTester(MailAuthPlugin(), resolver=zone)
+    policy.helo("client.example.org")
+    policy.mail("anna@list.example")
+    message = signed(signed().replace(b"anna@example.org", b"anna@mail.example.org"), b"list.example")
+    answer = policy.ask(Stage.MESSAGE, make_message(message))
+    # So a name server that does not answer takes the time of one wait, not that of one for each.
+    assert zone.asked == [
+        "list.example",
+        "_dmarc.mail.example.org",
+        "_dmarc.example.org",
+        "s._domainkey.list.example",
+        "s._domainkey.example.org",
+    ]
+    zone.waiting.callback(None)
+    assert answer.result == CONTINUE
+    assert len(zone.asked) == 5
+    assert policy.transaction.results.get(DMARCResult).result == "fail"
+
+
+@pytest.mark.parametrize("helo", ["[192.0.2.1]", "localhost", "a b", "", "[IPv6:2001:db8::1]", "x:y@z.example"])
+def test_what_has_no_spf_record_is_not_asked_for(helo):
+    zone = SlowZone(texts_of=RECORDS)
+    zone.waiting.callback(None)
+    policy = PolicyTester(MailAuthPlugin(), resolver=zone)
+    policy.helo(helo)
+    policy.mail("")
+    assert policy.message(MESSAGE) == CONTINUE
+    assert zone.asked == ["_dmarc.example.org"]
+    assert policy.transaction.results.get(SPFResult).result == "none"
 
 
 def test_an_spf_fail_is_refused_where_the_operator_says_so():
