@@ -143,7 +143,8 @@ def check_dmarc(
     """Check every author's domain; the most severe result counts (RFC 7489 §6.6.1).
 
     Authors that are too many to be checked, or None, ask for nothing themselves. They are to be rejected all
-    the same: otherwise a long From field would carry a forged author past every policy. ``sample`` names the message: of those that a policy with pct= does not reach it always tells the same.
+    the same: otherwise a long From field would carry a forged author past every policy. ``sample`` names the
+    message: of those that a policy with pct= does not reach it always tells the same.
     """
     if authors is None:
         return DmarcCheck("permerror", "the From field is too long", disposition=Disposition.REJECT)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import DeferredList, ensureDeferred
 
@@ -87,7 +87,8 @@ async def evaluate(
 ) -> Result:
     """Run ``step`` until it has every answer that it asks for; ``run`` calls it, usually in a thread.
 
-    ``wanted`` are asked before the first run. After ``MAX_QUESTIONS`` answers every further one is trouble, so an evaluation always ends.
+    ``wanted`` are asked before the first run. After ``MAX_QUESTIONS`` answers every further one is trouble,
+    so an evaluation always ends.
     """
     facts = DnsFacts() if facts is None else facts
     await fetch(lookups, facts, wanted)
@@ -114,7 +115,8 @@ async def fetch(lookups: Lookups, facts: DnsFacts, questions: Iterable[Question]
     for start in range(0, len(wanted), AT_ONCE):
         some, asked = wanted[start : start + AT_ONCE], len(facts.known)
         asking = [ensureDeferred(_ask(lookups, each, asked + n)) for n, each in enumerate(some)]
-        for question, (fine, found) in zip(some, await DeferredList(asking, consumeErrors=True), strict=True):
+        answers: list[tuple[bool, Any]] = await DeferredList(asking, consumeErrors=True)
+        for question, (fine, found) in zip(some, answers, strict=True):
             if not fine:
                 found.raiseException()
             facts.known[question] = found

@@ -55,7 +55,6 @@ from elemta.policy import (
 
 # What was not read can't be checked, and it may hold an Authentication-Results field that claims to be ours.
 TOO_LONG = Reject("The header of the message is too long", code=552, enhanced="5.3.4")
-TOO_MANY_AUTHORS = Reject("DMARC: the From field names too many authors", code=550, enhanced="5.7.26")
 SPF_FAIL = Reject("SPF: the sender's domain does not allow this client", code=550, enhanced="5.7.23")
 
 Result = TypeVar("Result")
@@ -116,7 +115,7 @@ class MailAuthPolicy:
         facts = DnsFacts()
         wanted = (*record, *wanted_records(read.authors, self._suffixes), *read.keys)
         await fetch(self._lookups, facts, wanted)
-        # With questions of its own, of which there is a bounded number.
+        # The number of its questions is bounded on its own.
         spf_facts = DnsFacts({question: facts.known[question] for question in record})
         spf = await self._spf_lookup.check(session, transaction, spf_facts)
         signatures = await self._evaluate(partial(check_dkim, read.header, read.bodies), facts)
@@ -162,14 +161,10 @@ class MailAuthPolicy:
             return SPF_FAIL
         if self._options.dmarc is not Enforcement.ENFORCE or self._trusts(chain):
             return CONTINUE
-        if dmarc.result == "permerror" and dmarc.disposition is Disposition.REJECT:
-            return TOO_MANY_AUTHORS
-        if dmarc.result != "fail":
-            return CONTINUE
         if dmarc.disposition is Disposition.REJECT:
-            return Reject(
-                f"DMARC: {dmarc.domain} does not stand behind this message", code=550, enhanced="5.7.26"
-            )
+            problem = "does not stand behind this message"
+            words = f"{dmarc.domain} {problem}" if dmarc.domain else "the From field names too many authors"
+            return Reject(f"DMARC: {words}", code=550, enhanced="5.7.26")
         if dmarc.disposition is Disposition.QUARANTINE:
             return Quarantine(f"DMARC: {dmarc.domain} asks to quarantine what fails")
         return CONTINUE

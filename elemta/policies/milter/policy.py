@@ -110,7 +110,7 @@ class MilterPolicy:
         decision = await conversation.tell(MilterStage.MAIL, text(f"<{sender}>"), macros)
         return self._verdict(MilterStage.MAIL, decision)
 
-    async def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:  # noqa: ARG002
+    async def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:
         conversation = await self._of(session)
         address = str(recipient.address)
         decision = await conversation.tell(MilterStage.RCPT, text(f"<{address}>"), {"{rcpt_addr}": address})
@@ -255,23 +255,11 @@ def _change_recipients(transaction: Transaction, changes: Sequence[Modification]
     one of them until it has the other.
     """
     known = {str(each.address): each for each in transaction.recipients}
-    left, added = dict(known), dict[str, None]()
-    for change in changes:
-        if isinstance(change, AddRecipient):
-            found = _found(known, change.address)
-            if found is None:
-                added[change.address] = None
-            else:
-                left[found] = known[found]
-        elif isinstance(change, DeleteRecipient):
-            for there in (left, added):
-                if (found := _found(there, change.address)) is not None:
-                    del there[found]
-                    break
+    left, added = _changed_addresses(known, changes)
     removed = [each for address, each in known.items() if address not in left]
     if removed and not left and not added:
         return False
-    last = None if left else removed.pop() if removed else None
+    last = removed.pop() if removed and not left else None
     for recipient in removed:
         transaction.remove_recipient(recipient)
     for address in added:
@@ -279,6 +267,23 @@ def _change_recipients(transaction: Transaction, changes: Sequence[Modification]
     if last is not None:
         transaction.remove_recipient(last)
     return True
+
+
+def _changed_addresses(
+    known: Collection[str], changes: Sequence[Modification]
+) -> tuple[Collection[str], Collection[str]]:
+    """Of the known addresses those that are left, and those that are added, each in order."""
+    left, added = dict.fromkeys(known), dict[str, None]()
+    for change in changes:
+        if isinstance(change, AddRecipient):
+            there = _found(known, change.address)
+            (added if there is None else left)[there or change.address] = None
+        elif isinstance(change, DeleteRecipient):
+            for addresses in (left, added):
+                if (there := _found(addresses, change.address)) is not None:
+                    del addresses[there]
+                    break
+    return left, added
 
 
 def _found(addresses: Collection[str], wanted: str) -> str | None:

@@ -172,7 +172,9 @@ def test_what_every_check_will_need_is_asked_at_once_before_the_first():
     assert policy.transaction.results.get(DMARCResult).result == "fail"
 
 
-@pytest.mark.parametrize("helo", ["[192.0.2.1]", "localhost", "a b", "", "[IPv6:2001:db8::1]", "x:y@z.example"])
+@pytest.mark.parametrize(
+    "helo", ["[192.0.2.1]", "localhost", "a b", "", "[IPv6:2001:db8::1]", "x:y@z.example"]
+)
 def test_what_has_no_spf_record_is_not_asked_for(helo):
     zone = SlowZone(texts_of=RECORDS)
     zone.waiting.callback(None)

@@ -173,7 +173,8 @@ def test_a_field_is_cut_to_what_a_packet_may_have(steps):
     assert conversation(policy(milter), message) == CONTINUE
     to, other = milter.data(b"L")
     assert len(to) == 65535
-    assert to.startswith(b"To\0a@example.com,\n a@") and to.endswith(b"\0")
+    assert to.startswith(b"To\0a@example.com,\n a@")
+    assert to.endswith(b"\0")
     assert other == b"X\0y\0"
 
 
@@ -299,7 +300,9 @@ def test_recipients_are_those_that_all_changes_together_leave(changes, left):
 
 def test_a_message_to_as_many_recipients_as_may_be_is_redirected():
     packets = [packet(b"-", b"<%d@example.com>\0" % number) for number in range(1000)]
-    asked = policy(Milter(steps=0x8008, E=b"".join(packets) + packet(b"+", b"<c@example.com>\0") + packet(b"c")))
+    asked = policy(
+        Milter(steps=0x8008, E=b"".join(packets) + packet(b"+", b"<c@example.com>\0") + packet(b"c"))
+    )
     asked.connected()
     asked.mail("a@example.org")
     asked.transaction_facts.max_recipients = 1000
