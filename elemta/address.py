@@ -57,6 +57,12 @@ class Address:
         local, at, domain = bare.rpartition("@")
         return cls(local, domain.lower().rstrip(".")) if at else cls(bare, "")
 
+    @classmethod
+    def of_path(cls, text: str) -> Address:
+        """The same of what may stand between ``<`` and ``>``: quotes around the local-part are none of it."""
+        words = cls.of_words(text)
+        return cls(unquoted_local(words.local), words.domain)
+
 
 NULL = Address("", "")
 

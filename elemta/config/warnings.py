@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from elemta.config.choices import (
@@ -16,7 +17,7 @@ from elemta.config.choices import (
     TLSVersion,
 )
 from elemta.config.file_access import readable_secrets
-from elemta.config.schema import PoliciesConfig, RouteConfig
+from elemta.config.schema import LimitConfig, PoliciesConfig, RouteConfig
 from elemta.config.target import TargetKind, is_loopback, parse_route_target
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.config.values import did_you_mean
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from elemta.config.config import Config
 
 _ALONE = "without valkey_url each node counts for itself"
+_NAMES = frozenset({Identity.USER, Identity.HELO, Identity.LISTENER, Identity.DESTINATION})
+_SENDERS = frozenset({Identity.SENDER, Identity.SENDER_DOMAIN})
+_MAILBOXES = frozenset({Identity.SENDER, Identity.RECIPIENT})
+_DOMAINS = frozenset({Identity.SENDER_DOMAIN, Identity.RECIPIENT_DOMAIN})
 _IMPLICIT_TLS_PORT = 465
 _USED_OFFERS = ("8BITMIME", "AUTH", "CHUNKING", "DSN", "PIPELINING", "SIZE", "SMTPUTF8", "STARTTLS")
 
@@ -105,6 +110,22 @@ def _limits(config: Config) -> Iterator[Fault]:
             yield from _given(config, f"{key}.when_valkey_is_down", problem)
         if Identity.DESTINATION in limit.per:
             yield from _given(config, f"{key}.on_exceed", "outbound mail waits")
+        for place, entry in enumerate(limit.except_, start=1):
+            if not _may_exempt(limit, entry.strip()):
+                per = ", ".join(limit.per) or "nothing"
+                problem = f'has no effect: "{entry}" is no identity of a limit per {per}'
+                yield _note(config, f"{key}.except[{place}]", problem)
+
+
+def _may_exempt(limit: LimitConfig, entry: str) -> bool:
+    """Whether an exception can be a network, or a value of an identity that the limit counts per."""
+    try:
+        ip_network(entry, strict=False)
+    except ValueError:
+        of_message = _MAILBOXES if "@" in entry else _DOMAINS
+        kinds = _SENDERS if entry.startswith("<>") else _NAMES | of_message
+        return not kinds.isdisjoint(limit.per)
+    return True
 
 
 def _policies(config: Config) -> Iterator[Fault]:

@@ -75,7 +75,7 @@ class _AskedSession:
     client_ip: IPAddress
     helo: str
     user: str | None
-    sender: Address
+    sender: Address | None
     recipients: tuple[Recipient, ...]
     size: int
     listener: str = LISTENER
@@ -95,14 +95,13 @@ class CheckOperations:
         ip: Annotated[IPAddress, ClientAddress()] | None = None,
         helo: _Words = "",
         user: _Words = "",
-        sender: _Words = "",
+        sender: _Words | None = None,
         recipients: _Recipients = (),
         size: Annotated[int, Count(0, 2**53)] = 0,
     ) -> LimitCheck:
         """Charge all limits for a stage of a session at another server, or none where one refuses."""
-        asked = _AskedSession(
-            ip or NO_ADDRESS, helo, user or None, Address.of_words(sender), _recipients(recipients), size
-        )
+        given = None if sender is None else Address.of_path(sender)
+        asked = _AskedSession(ip or NO_ADDRESS, helo, user or None, given, _recipients(recipients), size)
         only = asked.recipients[0] if len(asked.recipients) == 1 else None
         charge = await value_of(self._limiter().charge_counts(_COUNTED[stage], asked, asked, only))
         refusal = charge.refusal
@@ -118,4 +117,4 @@ class CheckOperations:
 
 
 def _recipients(texts: tuple[str, ...]) -> tuple[Recipient, ...]:
-    return tuple(Recipient(Address.of_words(text)) for text in texts)
+    return tuple(Recipient(Address.of_path(text)) for text in texts)

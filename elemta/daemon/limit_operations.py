@@ -209,9 +209,9 @@ class LimitOperations:
         )
 
     def _override(self, request: Request) -> Override | None:
-        return self._components().limiter.overrides.of(
-            request.spec.name, request.identity, client_of(request.identity)
-        )
+        rule = next(rule for rule in self._rules if rule.name == request.spec.name)
+        overrides = self._components().limiter.overrides
+        return overrides.of(rule, request.identity, client_of(rule, request.identity))
 
     def _with_override(self, request: Request) -> Request:
         """The request with the rates that hold for it now; an exempt one is counted by nothing."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from ipaddress import ip_network
 from typing import Annotated
 
 from twisted.logger import Logger
 
 from elemta.auth.roles import Caller
 from elemta.config.limit_rates import MOST_RATES
-from elemta.config.values import Unacceptable
+from elemta.config.values import Unacceptable, parse_network
 from elemta.daemon.components import Components
 from elemta.daemon.membership import Membership
 from elemta.limits import Rule
@@ -129,14 +128,15 @@ class OverrideOperations:
     def _identity(self, rule: Rule, text: str) -> str:
         """The identity as keys have it, or a network. Raises :class:`AdminRefusal`."""
         requests = requests_for([rule], text, self._components().limiter.mailbox)
-        if requests:
+        # A name such as 10.0.0.0/8 is a slip: its network is meant.
+        if requests and (takes_networks(rule) or not _is_network(text)):
             return requests[0].identity
         if takes_networks(rule):
             try:
-                return str(ip_network(text.strip()))
-            except ValueError as error:
+                return str(parse_network(text))
+            except Unacceptable as error:
                 # Host bits that are set are a slip in most cases.
-                hint = f"an identity of {rule.name}, or a network"
+                hint = error.hint or f"an identity of {rule.name}, or a network"
                 raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"identity: {error}", hint) from None
         per = " | ".join(each.value for each in rule.per) or "*"
         problem = f"{rule.name} has no identity like {text[:64]!r}"
@@ -161,3 +161,11 @@ class OverrideOperations:
             override.note,
             override.made_at,
         )
+
+
+def _is_network(text: str) -> bool:
+    try:
+        parse_network(text)
+    except Unacceptable:
+        return False
+    return "/" in text

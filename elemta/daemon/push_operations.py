@@ -15,9 +15,11 @@ from elemta.daemon.components import Components
 from elemta.daemon.membership import Membership
 from elemta.deferred_value import value_of
 from elemta.errors import ConfigError
-from elemta.limits import rules_from_config
+from elemta.limits import Rule, rules_from_config
+from elemta.limits.overrides import client_of
 from elemta.limits.push_registry import PushRegistry
 from elemta.limits.pushed import MAX_TEXT, PushedLimits
+from elemta.limits.rules import rates_of
 from elemta.limits.store import Request
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal
@@ -28,6 +30,9 @@ _log = Logger()
 SOURCE = "the pushed limits"
 LOOKED_AT = 200
 """So many of the fullest identities of a limit are looked at, for what other rates would refuse."""
+
+ADDED_LOOKED_AT = 100
+"""So many of the limits that none has now are looked at: an earlier one of the name may have been counted."""
 
 SHOWN = 100
 _ANY = r"(?s:.*)"
@@ -171,7 +176,9 @@ class PushOperations:
         new = {limit.name: limit for limit in limits}
         old = {limit.name: limit for limit in self._components().config.limits}
         changed = [name for name, limit in new.items() if name in old and limit != old[name]]
-        refused, complete = await self._refused_then(changed, limits)
+        added = [name for name in new if name not in old]
+        looked_at = [*changed, *added[:ADDED_LOOKED_AT]]
+        refused, complete = await self._refused_then(looked_at, limits)
         made = pushed if dry_run else await registry.push(pushed, before)
         if not dry_run:
             _log.info(
@@ -185,11 +192,11 @@ class PushOperations:
             base=before,
             dry_run=dry_run,
             limits=len(new),
-            added=tuple(name for name in new if name not in old),
+            added=tuple(added),
             removed=tuple(name for name in old if name not in new),
             changed=tuple(changed),
             refused_then=tuple(refused[:SHOWN]),
-            complete=complete and len(refused) <= SHOWN,
+            complete=complete and len(refused) <= SHOWN and len(added) <= ADDED_LOOKED_AT,
         )
 
     def _own(self, pushed: PushedLimits) -> tuple[LimitConfig, ...]:
@@ -206,26 +213,46 @@ class PushOperations:
             ) from None
 
     async def _refused_then(
-        self, changed: Sequence[str], limits: Sequence[LimitConfig]
+        self, names: Sequence[str], limits: Sequence[LimitConfig]
     ) -> tuple[list[RefusedThen], bool]:
-        """The identities that the changed limits would refuse now, by the live counts."""
+        """The identities that these of the limits would refuse and none refuses now, by the live counts."""
         own = self._components().own_config
         new = {rule.name: rule for rule in rules_from_config(own.resources, limits)}
         old = {rule.name: rule for rule in self._components().limiter.rules}
         found: list[RefusedThen] = []
         complete = True
-        for name in changed:
-            rule, before = new[name], old[name]
+        for name in names:
+            rule, before = new[name], old.get(name, new[name])
             if (rule.per, rule.counts) != (before.per, before.counts) or not rule.spec.binding:
                 continue
             ranking = await value_of(self._fleet.store.top(before.spec, LOOKED_AT))
             complete = complete and ranking.complete and len(ranking.usages) < LOOKED_AT
-            now = {usage.request.identity: usage.wait == 0 for usage in ranking.usages}
-            requests = [Request(rule.spec, identity) for identity in now]
+            # Only a limit that is in force, and enforced, refuses anything now.
+            refuses = name in old and before.spec.binding
+            passes = [each.request.identity for each in ranking.usages if each.wait == 0 or not refuses]
+            requests = [request for each in passes for request in self._then(rule, each, anew=not refuses)]
             then = await value_of(self._fleet.store.peek(requests)) if requests else ()
             found += [
-                RefusedThen(name, usage.request.identity, usage.used, tuple(map(str, rule.rates)))
-                for usage in then
-                if usage.wait != 0 and now[usage.request.identity]
+                RefusedThen(name, each.request.identity, each.used, _rates(each.request))
+                for each in then
+                if each.wait != 0
             ]
         return found, complete
+
+    def _then(self, rule: Rule, identity: str, *, anew: bool) -> list[Request]:
+        """What would be asked for one more of an identity; nothing where it is exempt or has the same rates.
+
+        ``anew``: this limit refuses nothing now.
+        """
+        client = client_of(rule, identity)
+        if rule.exempts(identity, client):
+            return []
+        overrides = self._components().limiter.overrides
+        override = overrides.of(rule, identity, client)
+        if override is None:
+            return [Request(rule.spec, identity)]
+        return [Request(overrides.spec(rule, override), identity)] if anew and not override.exempt else []
+
+
+def _rates(request: Request) -> tuple[str, ...]:
+    return tuple(map(str, rates_of(request.spec)))

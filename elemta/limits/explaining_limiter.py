@@ -45,7 +45,7 @@ class ExplainingLimiter(Limiter):
 
     def _requests(self, rule: Rule, subject: Subject) -> list[Request]:
         for request in rule.requests(subject) if len(self.overrides) else ():
-            override = self.overrides.of(rule.name, request.identity, subject.session.client_ip)
+            override = self.overrides.of(rule, request.identity, subject.session.client_ip)
             if override is not None and override.exempt:
                 self.looks.append(LimitLook(rule, request, None, passes=True, override=override))
             elif override is not None:

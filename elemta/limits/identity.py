@@ -20,7 +20,8 @@ from elemta.domains import canonical_domain
 LONGEST = 64
 EVERYONE = "*"
 _PLAIN = re.compile(rf"[a-z0-9._@+=/:\[\]-]{{1,{LONGEST}}}").fullmatch
-_JOINT = "|"
+JOINT = "|"
+"""Between the parts of a combination."""
 _NULL_SENDER = "<>"
 _V6_HOST_BITS = 64
 
@@ -89,7 +90,7 @@ def joined(parts: Iterable[str]) -> str:
 
     The parts are identities already; none of them contains the joint.
     """
-    return _JOINT.join(parts) or EVERYONE
+    return JOINT.join(parts) or EVERYONE
 
 
 class Exceptions:
@@ -149,7 +150,7 @@ def _value_identities(entry: str) -> set[str]:
     if local == _NULL_SENDER:
         return {null_sender_identity(Address("", domain))}
     if at:
-        return {address_identity(Address(local, domain)), name_identity(entry)}
+        return {address_identity(Address.of_path(entry)), name_identity(entry)}
     return {host_identity(entry), name_identity(entry)}
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address, ip_network
 
-from elemta.address import NULL, Address
+from elemta.address import NULL, Address, unquoted_local
 from elemta.config import Identity
 from elemta.limits.identity import (
     EVERYONE,
+    JOINT,
     address_identity,
     domain_identity,
     host_identity,
@@ -21,7 +22,6 @@ from elemta.limits.identity import (
 from elemta.limits.rules import Rule
 from elemta.limits.store import Request
 
-_JOINT = "|"
 _DIGEST = "#"
 _OF_A_MAILBOX = frozenset({Identity.SENDER, Identity.RECIPIENT})
 
@@ -59,7 +59,7 @@ def _requests(rules: Sequence[Rule], text: str, mailbox: Mailbox) -> Iterator[Re
 
 
 def _identity(per: Sequence[Identity], text: str, mailbox: Mailbox) -> str | None:
-    parts = text.split(_JOINT)
+    parts = text.split(JOINT)
     if not per:
         return EVERYONE if text == EVERYONE else None
     if len(parts) != len(per):
@@ -107,8 +107,7 @@ def _mailbox(text: str, mailbox: Mailbox = _as_written) -> str | None:
         return null_sender_identity(Address("", domain))
     if not at or not local or not domain:
         return None
-    quoted = len(local) > 1 and local.startswith('"') and local.endswith('"')
-    return address_identity(mailbox(Address(local[1:-1] if quoted else local, domain)))
+    return address_identity(mailbox(Address(unquoted_local(local), domain)))
 
 
 def _domain(text: str) -> str | None:

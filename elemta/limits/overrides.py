@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 
 from elemta.config import Counts, Identity, Rate
 from elemta.config.limit_rates import MOST_RATES, misfit
-from elemta.config.values import Network, Unacceptable, parse_rate
-from elemta.limits.identity import IPAddress
+from elemta.config.values import Network, Unacceptable, parse_network, parse_rate
+from elemta.limits.identity import JOINT, IPAddress
 from elemta.limits.rules import Rule, bound_of
 from elemta.limits.store import LimitSpec, Request
 
@@ -61,8 +61,8 @@ class Override:
     def network(self) -> Network | None:
         """The network that it is about; None where it is about one identity."""
         try:
-            return ip_network(self.identity) if "/" in self.identity else None
-        except ValueError:
+            return parse_network(self.identity) if "/" in self.identity else None
+        except Unacceptable:
             return None
 
     def to_json(self) -> str:
@@ -109,12 +109,19 @@ def check_rates(rule: Rule, rates: Sequence[str]) -> None:
             raise Unacceptable(*wrong)
 
 
-def client_of(identity: str) -> IPAddress | None:
-    """An address of the clients that an identity stands for; None where it stands for something else."""
-    try:
-        return ip_network(identity).network_address
-    except ValueError:
+def client_of(rule: Rule, identity: str) -> IPAddress | None:
+    """An address of the clients that an identity of this limit stands for; None where it has none."""
+    parts = identity.split(JOINT)
+    if len(parts) != len(rule.per):
         return None
+    of_clients = [part for kind, part in zip(rule.per, parts, strict=True) if kind in _OF_ADDRESSES]
+    # A part that is an address says more than one that is its network.
+    for part in sorted(of_clients, key=lambda part: "/" in part):
+        try:
+            return ip_network(part).network_address
+        except ValueError:
+            continue
+    return None
 
 
 def takes_networks(rule: Rule) -> bool:
@@ -199,10 +206,12 @@ class Overrides:
         now = self._seconds()
         return tuple(each for each in self._known if each.until > now)
 
-    def of(self, limit: str, identity: str, client: IPAddress | None = None) -> Override | None:
+    def of(self, rule: Rule, identity: str, client: IPAddress | None = None) -> Override | None:
         """The one that holds for this identity of the limit, and a client at this address."""
-        of_limit = self.by_limit.get(limit)
-        return None if of_limit is None else of_limit.find(identity, client, self._seconds())
+        of_limit = self.by_limit.get(rule.name)
+        if of_limit is None:
+            return None
+        return of_limit.find(identity, client if takes_networks(rule) else None, self._seconds())
 
     def named(self, limit: str, identity: str) -> Override | None:
         """The one that was made for just this."""
@@ -216,6 +225,7 @@ class Overrides:
         if of_limit is None or not requests:
             return requests
         now = self._seconds()
+        client = client if takes_networks(rule) else None
         found = []
         for request in requests:
             override = of_limit.find(request.identity, client, now)

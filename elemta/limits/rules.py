@@ -26,6 +26,7 @@ from elemta.config.values import parse_rate
 from elemta.envelope import Recipient
 from elemta.errors import ConfigError, Fault
 from elemta.limits.identity import (
+    JOINT,
     Exceptions,
     IPAddress,
     address_identity,
@@ -65,10 +66,10 @@ class SessionLike(Protocol):
 
 
 class TransactionLike(Protocol):
-    """What a rule reads of a transaction."""
+    """What a rule reads of a transaction. ``sender`` is None where another server did not say it."""
 
     @property
-    def sender(self) -> Address: ...
+    def sender(self) -> Address | None: ...
     @property
     def recipients(self) -> Sequence[Recipient]: ...
     @property
@@ -94,7 +95,7 @@ class Subject:
     @property
     def of_null_sender(self) -> bool:
         """Whether it is about mail of the null sender."""
-        return self.transaction is not None and not self.transaction.sender
+        return self.transaction is not None and self.transaction.sender == NULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,13 @@ class Rule:
     def is_outbound(self) -> bool:
         """Whether it is charged on the way out, and nowhere else."""
         return Identity.DESTINATION in self.per
+
+    def exempts(self, identity: str, client: IPAddress | None) -> bool:
+        """Whether an identity of this limit is an exception, or a client at this address is."""
+        exceptions = self.exceptions
+        if client is not None and exceptions.cover(client):
+            return True
+        return exceptions.any and any(exceptions.name(part) for part in identity.split(JOINT))
 
     def outbound_requests(self, departure: OutboundCharge) -> list[Request]:
         """What to ask of the store on the way out; per recipient domain one for each. Never a key twice."""
@@ -333,9 +341,9 @@ def _user(subject: Subject) -> str | None:
     return None if user is None else name_identity(user)
 
 
-def _mail_from(transaction: TransactionLike) -> Address:
+def _mail_from(transaction: TransactionLike) -> Address | None:
     """The sender that the client gave: a policy may have set another one since."""
-    given: Address = getattr(transaction, "mail_from", transaction.sender)
+    given: Address | None = getattr(transaction, "mail_from", transaction.sender)
     return given
 
 
@@ -343,6 +351,8 @@ def _sender(subject: Subject) -> str | None:
     if subject.transaction is None:
         return None
     sender = _mail_from(subject.transaction)
+    if sender is None:
+        return None
     return address_identity(subject.mailbox(sender)) if sender else _null_sender(subject)
 
 
@@ -350,6 +360,8 @@ def _sender_domain(subject: Subject) -> str | None:
     if subject.transaction is None:
         return None
     sender = _mail_from(subject.transaction)
+    if sender is None:
+        return None
     return domain_identity(sender) if sender else _null_sender(subject)
 
 

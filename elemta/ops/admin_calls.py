@@ -8,9 +8,9 @@
             "The identities nearest to a limit, or above it."
 
 A part of the path in braces and every other argument is a parameter. An argument without a default is
-needed; one whose default is None is absent where its text is empty. An underscore at the end of an
-argument's name is not part of the parameter's (``from_``). The first line of the docstring is the
-sentence that describes the call.
+needed; one whose default is None is absent where its text is empty, unless its kind takes an empty text. An
+underscore at the end of an argument's name is not part of the parameter's (``from_``). The first line of the
+docstring is the sentence that describes the call.
 
 The parameters of a ``GET`` are in the query. Those of any other method are in the query, or are the keys of
 a JSON object in the body. An argument of the type :class:`~elemta.auth.roles.Caller` is no parameter: it is
@@ -105,12 +105,17 @@ class AdminParameter:
 
     def value(self, texts: Mapping[str, str], body: Mapping[str, Json]) -> object:
         given = body.get(self.name)
-        if given is not None and given != "":
+        if given is not None and (given != "" or self._takes_empty):
             return value_in_body(self.kind, self.name, given)
         text = texts.get(self.name)
-        if not self.required and (text is None or (text == "" and self.default is None)):
+        empty_is_none = self.default is None and not self._takes_empty
+        if not self.required and (text is None or (text == "" and empty_is_none)):
             return self.default
         return self.kind.parse(self.name, text or "")
+
+    @property
+    def _takes_empty(self) -> bool:
+        return self.kind.schema.get("minLength") == 0
 
 
 @dataclass(frozen=True, slots=True)

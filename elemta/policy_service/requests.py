@@ -27,7 +27,7 @@ class PolicyRequest:
     """What Postfix asks, in the words of the limits.
 
     It is what a limit reads of a session and of a transaction. ``client_ip`` is 0.0.0.0 where the request has
-    none, as of a client that uses a Unix socket.
+    none, as of a client that uses a Unix socket. ``sender`` is None where the request has no such attribute.
     """
 
     state: str
@@ -36,7 +36,7 @@ class PolicyRequest:
     listener: str
     helo: str
     user: str | None
-    sender: Address
+    sender: Address | None
     recipient: Recipient | None
     size: int
 
@@ -108,6 +108,7 @@ def _attributes(text: str) -> Mapping[str, str]:
 def policy_request(attributes: Mapping[str, str], service: str) -> PolicyRequest:
     """The request that attributes describe. Raises :class:`PolicyRequestError` where one is invalid."""
     recipient = Address.of_words(attributes.get("recipient", ""))
+    sender = attributes.get("sender")
     return PolicyRequest(
         state=attributes.get("protocol_state", "").upper(),
         instance=attributes.get("instance", ""),
@@ -115,7 +116,7 @@ def policy_request(attributes: Mapping[str, str], service: str) -> PolicyRequest
         listener=service,
         helo=attributes.get("helo_name", ""),
         user=attributes.get("sasl_username") or None,
-        sender=Address.of_words(attributes.get("sender", "")),
+        sender=None if sender is None else Address.of_words(sender),
         recipient=Recipient(recipient) if recipient else None,
         size=_size(attributes.get("size", "")),
     )

@@ -43,6 +43,25 @@ def test_the_defaults_say_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("per", "entry"),
+    [
+        ("sender", "anna@example.com"),
+        ("sender", "<>"),
+        ("sender_domain", "example.com"),
+        ("sender_domain", "<>@example.com"),
+        ("user", "anna"),
+        ("user", "anna@example.com"),
+        ("ip", "192.0.2.0/24"),
+        ("user", "2001:db8::1"),
+        ("helo", "mail.example.com"),
+    ],
+)
+def test_an_exception_of_something_that_is_counted_has_an_effect(per: str, entry: str) -> None:
+    text = LIMIT.replace('"sender"', f'"{per}"') + f"except = [{entry!r}]"
+    assert load("/etc/elemta.toml", {}, text).without_effect() == ()
+
+
+@pytest.mark.parametrize(
     ("text", "note"),
     [
         (
@@ -72,6 +91,18 @@ def test_the_defaults_say_nothing() -> None:
         (
             LIMIT.replace('"sender"', '"destination"') + 'on_exceed = "reject"',
             "limit[1].on_exceed: has no effect: outbound mail waits",
+        ),
+        *(
+            (
+                LIMIT.replace('["sender"]', per) + f"except = [{entry!r}]",
+                f'limit[1].except[1]: has no effect: "{entry}" is no identity of a limit per {words}',
+            )
+            for per, entry, words in (
+                ('["sender"]', "example.com", "sender"),
+                ('["recipient_domain"]', "anna@example.com", "recipient_domain"),
+                ('["ip", "recipient"]', "<>", "ip, recipient"),
+                ("[]", "anna", "nothing"),
+            )
         ),
         (
             "[policy.rely]\ntimeout = 1",

@@ -54,7 +54,7 @@ async def test_an_exempt_network_is_shown_as_such_for_each_of_its_addresses(daem
         (("ip", "192.0.2.1", "--exempt", "--for", "9999d"), "at most 366d"),
         (("ip", "192.0.2.1", "--rates", "5", "--for", "1h"), "must have a window"),
         (("connections-per-ip", "192.0.2.1", "--rates", "5/1m", "--for", "1h"), "must be a plain number"),
-        (("ip", "192.0.2.1/24", "--exempt", "--for", "1h"), "has host bits set"),
+        (("ip", "192.0.2.1/24", "--exempt", "--for", "1h"), 'did you mean "192.0.2.0/24"'),
         (("ip", "anna@example.com", "--exempt", "--for", "1h"), "identity:"),
         (("nothing", "192.0.2.1", "--exempt", "--for", "1h"), "there is no limit 'nothing'"),
         (("ip", "192.0.2.1", "--remove", "--exempt"), "--remove goes with no other option"),

@@ -114,7 +114,24 @@ async def test_several_recipients_are_one_decision_and_each_is_charged() -> None
     assert await mailbox.admitted("rcpt", 5, recipients=many) == 3
 
 
-@pytest.mark.parametrize("sender", ["anna@example.com", "<anna@example.com>", " anna@EXAMPLE.com. "])
+@pytest.mark.parametrize("per", [Identity.SENDER, Identity.SENDER_DOMAIN])
+@pytest.mark.parametrize(("stage", "counts"), [("message", Counts.MESSAGES), ("rcpt", Counts.RECIPIENTS)])
+@ensureDeferred
+async def test_a_sender_that_is_not_given_is_not_the_null_sender(
+    stage: str, counts: Counts, per: Identity
+) -> None:
+    server = Server(counts, per)
+    assert await server.admitted(stage, sender=None) == 5
+    assert await server.admitted(stage, sender="") == 3
+    assert await server.admitted(stage, sender="<>") == 0
+    question = {key: value for key, value in ASKED.items() if key != "sender"}
+    answer: Any = await server.call.answer({}, {}, {**question, "stage": stage}, TOKEN)
+    assert answer["admitted"]
+
+
+@pytest.mark.parametrize(
+    "sender", ["anna@example.com", "<anna@example.com>", " anna@EXAMPLE.com. ", '"anna"@example.com']
+)
 @ensureDeferred
 async def test_an_address_is_the_same_in_any_spelling(sender: str) -> None:
     server = Server(Counts.MESSAGES, Identity.SENDER)

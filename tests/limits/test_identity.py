@@ -122,6 +122,19 @@ def test_a_network_exempts_its_clients(network: str) -> None:
     assert not exceptions.cover(ip_address("2001:db8::9"))
 
 
+@pytest.mark.parametrize(
+    ("entry", "address"),
+    [
+        ("<Anna@Example.COM>", Address("anna", "example.com")),
+        ('"anna"@example.com.', Address("anna", "example.com")),
+        ('"a b"@example.com', Address("a b", "example.com")),
+        ('"x@y"@bücher.example', Address("x@y", "xn--bcher-kva.example")),
+    ],
+)
+def test_an_address_exempts_with_and_without_brackets_and_quotes(entry: str, address: Address) -> None:
+    assert Exceptions([entry]).name(address_identity(address))
+
+
 def test_a_value_exempts_in_any_spelling() -> None:
     values = Exceptions(["Boss@Example.COM", "bücher.example", "<>", "Submission"]).values
     assert address_identity(Address("boss", "example.com")) in values

@@ -15,8 +15,9 @@ from elemta.config import Counts, Identity, ResourcesConfig
 from elemta.config.values import Unacceptable
 from elemta.limits.limiter import Limiter
 from elemta.limits.memory import LocalStore
-from elemta.limits.overrides import Override, Overrides, check_rates
+from elemta.limits.overrides import Override, Overrides, check_rates, client_of
 from elemta.limits.rules import rules_from_config
+from elemta.limits.store import Request
 from elemta.stage import Stage
 from tests.limits.test_limiter import limit
 
@@ -69,6 +70,7 @@ def test_an_exempt_identity_is_not_counted() -> None:
         ("10.0.0.0/8", "::ffff:10.1.2.3", "::ffff:11.1.2.3"),
         ("2001:db8::/32", "2001:db8:ffff::1", "2001:db9::1"),
         ("0.0.0.0/0", "203.0.113.1", "2001:db8::1"),
+        ("::ffff:10.0.0.0/104", "10.255.0.1", "11.0.0.1"),
     ],
 )
 def test_a_network_is_each_of_its_addresses(network: str, inside: str, outside: str) -> None:
@@ -84,6 +86,34 @@ def test_the_identity_goes_before_a_network_and_a_small_network_before_a_large_o
     node.override("ip", "10.1.0.0/16", "3/1m")
     node.override("ip", "10.1.1.1", "4/1m")
     assert [node.admitted(ip, 9) for ip in ("10.2.0.1", "10.1.0.1", "10.1.1.1")] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("per", "identity", "holds"),
+    [
+        ((Identity.IP,), "192.0.2.7", True),
+        ((Identity.NETWORK,), "192.0.2.0/24", True),
+        ((Identity.USER, Identity.IP), "anna|192.0.2.7", True),
+        ((Identity.NETWORK, Identity.LISTENER, Identity.IP), "192.0.2.0/24|mx|192.0.2.7", True),
+        ((Identity.USER, Identity.IP), "anna|198.51.100.7", False),
+        ((Identity.USER,), "anna", False),
+        ((Identity.USER,), "192.0.2.0/25", True),
+        ((Identity.USER,), "192.0.2.0/26", False),
+        ((Identity.HELO,), "192.0.2.7", False),
+        ((), "*", False),
+    ],
+)
+def test_a_network_holds_where_clients_are_counted_and_is_found_by_the_identity(
+    per: tuple[Identity, ...], identity: str, holds: bool
+) -> None:
+    rule = rules_from_config(ResourcesConfig(), [limit("few", Counts.CONNECTIONS, *per)])[-1]
+    overrides = Overrides(Clock().seconds)
+    overrides.replace([Override("few", "192.0.2.0/25", (), DAY)])
+    asked = overrides.applied(rule, [Request(rule.spec, identity)], client_of(rule, identity))
+    assert (overrides.of(rule, identity, client_of(rule, identity)) is not None) is holds
+    assert (asked == []) is holds
+    if not holds and Identity.IP not in per:
+        assert overrides.of(rule, identity, ip_address("192.0.2.7")) is None
 
 
 def test_what_was_refused_passes_as_soon_as_an_override_allows_it_and_is_refused_when_that_ends() -> None:

@@ -130,6 +130,7 @@ def test_what_is_not_there_is_none():
     assert request.sender == NULL
     assert request.recipients == ()
     assert request.size == 0
+    assert policy_request({}, "postfix").sender is None
 
 
 @pytest.mark.parametrize(
