@@ -130,7 +130,7 @@ def _service(options: Options, config: Config) -> IService:
             sys.stdout.write(f"note: {note}\n")
         sys.stdout.write(f"elemta: {config.source}: the configuration is good\n")
         raise SystemExit(0)
-    import_modules(config, shared)
+    import_modules(shared, console=bool(config.console.endpoint))
     # What is there now stays to the end. Python need not look through it again and again for garbage, while
     # every session waits: that is some 70,000 objects, or most of what a quiet daemon has.
     gc.collect()

@@ -23,7 +23,7 @@ from elemta.spool import Spool
 
 if TYPE_CHECKING:
     from elemta.certificates import Certificate
-    from elemta.console.site import ConsoleSite
+    from elemta.daemon.console import DaemonConsole
     from elemta.daemon.smtp_listeners import SMTPListeners
     from elemta.net.factory import ESMTPFactory
 
@@ -49,7 +49,7 @@ class Listeners:
         self.policy_factories: dict[str, PolicyServiceFactory] = {}
         self.monitoring: list[Listener] = []
         self.console: list[Listener] = []
-        self.console_site: ConsoleSite | None = None
+        self.daemon_console: DaemonConsole | None = None
         self._mail = _smtp_listeners(shared, self.registry)
         self._certificates: tuple[Certificate, ...] = ()
         shared.metrics.net.certificate_not_after.poll_labelled(self._expiry_of_certificates)
@@ -63,8 +63,8 @@ class Listeners:
             site = metrics_site(self._exporter, ready, self._reactor)
             self.monitoring.append(Listener("metrics", config.metrics.endpoint, site))
         if config.console.endpoint:
-            self.console_site = _console_site(self._reactor)
-            self.console.append(Listener("console", config.console.endpoint, self.console_site))
+            self.daemon_console = _console(self._reactor)
+            self.console.append(Listener("console", config.console.endpoint, self.daemon_console.site))
         self._make(config)
         listeners = (*self.smtp, *self.policy_services, *self.monitoring, *self.console)
         take_inherited_sockets(listeners, self._reactor)
@@ -111,8 +111,8 @@ class Listeners:
         sockets = (*self.smtp, *self.policy_services, *self.monitoring, *self.console)
         closing = [Deferred.fromCoroutine(listener.close()) for listener in sockets]
         self.registry.drain()
-        if self.console_site is not None:
-            await self.console_site.close()
+        if self.daemon_console is not None:
+            await self.daemon_console.site.close()
         for closed in closing:
             await closed
         for factory in self.policy_factories.values():
@@ -163,7 +163,7 @@ def _smtp_listeners(shared: SharedResources, registry: ConnectionRegistry) -> SM
     return SMTPListeners(shared, shared.mail, registry)
 
 
-def _console_site(reactor: ReactorBase) -> ConsoleSite:
-    from elemta.console.site import ConsoleSite  # noqa: PLC0415 - with its templates it takes 4 MB
+def _console(reactor: ReactorBase) -> DaemonConsole:
+    from elemta.daemon.console import DaemonConsole  # noqa: PLC0415 - with its templates it takes 4 MB
 
-    return ConsoleSite(reactor)
+    return DaemonConsole(reactor)

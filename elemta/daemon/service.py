@@ -103,15 +103,9 @@ class Elemta(DaemonService):
         if self.parts is None:
             return
         self.listeners.set_context(self.components, spool)
-        if self.listeners.console_site is not None:
-            from elemta.daemon.console import open_console  # noqa: PLC0415 - only where there is a console
-
-            await open_console(
-                self.listeners.console_site,
-                self.parts.calls,
-                self.config,
-                lambda: self.components.limiter,
-                self.shared.runtime,
+        if self.listeners.daemon_console is not None:
+            await self.listeners.daemon_console.open(
+                self.parts.calls, self.config, lambda: self.components.limiter, self.shared.runtime
             )
         self.listeners.open()
         self.state = DaemonState.SERVING

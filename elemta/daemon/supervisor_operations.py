@@ -13,7 +13,6 @@ from typing import Any
 from elemta.daemon.activity_operations import ActivityOperations
 from elemta.daemon.admin_operations import DaemonOperations, DrainResult
 from elemta.daemon.check_operations import CheckOperations
-from elemta.daemon.console import open_console
 from elemta.daemon.destination_operations import DestinationOperations
 from elemta.daemon.explain_operations import ExplainOperations
 from elemta.daemon.find_operations import FindOperations
@@ -193,13 +192,9 @@ class SupervisorOperations:
         path = Path(config.spool.directory) / SOCKET_NAME
         socket = AdminSocket(path, AdminSite(calls, supervisor.reactor), supervisor.reactor)
         socket.open()
-        if supervisor.listeners.console_site is not None:
-            await open_console(
-                supervisor.listeners.console_site,
-                calls,
-                config,
-                lambda: supervisor.components.limiter,
-                shared.runtime,
+        if supervisor.listeners.daemon_console is not None:
+            await supervisor.listeners.daemon_console.open(
+                calls, config, lambda: supervisor.components.limiter, shared.runtime
             )
             supervisor.listeners.open_console()
         return cls(socket)

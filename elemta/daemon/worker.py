@@ -156,7 +156,7 @@ def main(arguments: list[str]) -> None:
         notifier=SupervisorNotifier(channel, runtime),
     )
     commands = WorkerCommands(channel, daemon)
-    import_modules(config, shared)
+    import_modules(shared, console=False)
     gc.collect()
     gc.freeze()
     daemon.privilegedStartService()
