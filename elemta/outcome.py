@@ -6,7 +6,7 @@ The value travels untouched to the retry schedule, the log, the metrics and (wit
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from elemta.address import Address
@@ -86,9 +86,6 @@ class Outcome:
     local: LocalFault = LocalFault.NONE
     command: str = ""
     reason: str = ""
-
-
-Outcomes = Sequence[Outcome]
 
 
 def _no_clock() -> float:

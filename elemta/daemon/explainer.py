@@ -105,12 +105,12 @@ class Explainer:
     ) -> Explanation:
         hooks = chain.delivery_hooks
         spool = DrySpool(context.spool, partial(sign_by, hooks) if hooks.signs else None)
-        terms = replace(context, chain=chain, limiter=limiter, spool=spool, metrics=NetMetrics())
-        conversation = ExplainedConversation(terms, self._facts(client, context))
+        context = replace(context, chain=chain, limiter=limiter, spool=spool, metrics=NetMetrics())
+        conversation = ExplainedConversation(context, self._facts(client, context))
         account = _Account(chain, limiter)
         try:
             await _converse(conversation, client, context, account)
-            envelope = _envelope(conversation, spool, terms)
+            envelope = _envelope(conversation, spool, context)
             routes = await self._routes(envelope, chain)
             held, discarded = conversation.held, conversation.discarded
         finally:
@@ -211,7 +211,7 @@ async def _log_in(
 
 
 def _envelope(
-    conversation: ExplainedConversation, spool: DrySpool, terms: ListenerContext
+    conversation: ExplainedConversation, spool: DrySpool, context: ListenerContext
 ) -> Envelope | None:
     """The envelope of the message that would be stored; None where none would."""
     if spool.submitted:
@@ -222,11 +222,11 @@ def _envelope(
     transaction, facts = conversation.transaction, conversation.facts
     if transaction is None:
         return None
-    final = final_recipients(terms.domains, transaction.recipients, terms.session.max_recipients)
+    final = final_recipients(context.domains, transaction.recipients, context.session.max_recipients)
     client = Client(str(facts.client_ip), facts.helo, facts.listener, facts.id, facts.user)
     recipients = () if final is None else final.recipients
     sender: Address = transaction.sender
-    return Envelope("", sender, recipients, terms.now(), 0, transaction.parameters, client)
+    return Envelope("", sender, recipients, context.now(), 0, transaction.parameters, client)
 
 
 def _told(stages: Sequence[ExplainedStage]) -> str:

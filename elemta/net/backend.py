@@ -61,11 +61,11 @@ class SessionBackend:
     no limit is charged, and no mail is taken from them.
     """
 
-    def __init__(self, terms: ListenerContext, facts: SessionInfo, *, health_check: bool) -> None:
-        self._terms = terms
+    def __init__(self, context: ListenerContext, facts: SessionInfo, *, health_check: bool) -> None:
+        self._context = context
         self._facts = facts
         self._health_check = health_check
-        self._policies = terms.chain.open(facts)
+        self._policies = context.chain.open(facts)
         self._tells_refusals = self._policies.tells_refusals and not health_check
         #: The queue id of the message that the transaction has come to; "" before there is one.
         self.queue_id = ""
@@ -78,9 +78,9 @@ class SessionBackend:
         self._header: HeaderReader
         self._submitted: SubmittedHeader | None = None
         self._login: LoginExchange | None = None
-        self._refusal_limits = RefusalLimits(terms, facts) if terms.limiter.counts_refusals else None
-        self._mailboxes = MailboxCheck(terms, facts)
-        self._commit = MessageCommit(terms, facts, self._policies)
+        self._refusal_limits = RefusalLimits(context, facts) if context.limiter.counts_refusals else None
+        self._mailboxes = MailboxCheck(context, facts)
+        self._commit = MessageCommit(context, facts, self._policies)
 
     def answer(self, question: Question) -> MaybeDeferred[Response]:
         """The answer to ``question``; it never fails."""
@@ -127,7 +127,7 @@ class SessionBackend:
         return _PROCEED
 
     def _ask_policies(self, question: StageQuestion) -> MaybeDeferred[Response]:
-        if question.stage not in self._terms.chain.asked:
+        if question.stage not in self._context.chain.asked:
             return _PROCEED
         decision = self._policies.ask(question)
         # Nearly every question is answered so.
@@ -152,7 +152,7 @@ class SessionBackend:
         reply = reply_of(verdict)
         if reply is None:
             return _PROCEED
-        self._terms.metrics.message_refused(stage.value, decision.policy, transient=reply.is_transient)
+        self._context.metrics.message_refused(stage.value, decision.policy, transient=reply.is_transient)
         by_limit = self._refusal_limits is not None and self._refusal_limits.is_limit(decision.policy)
         return Refuse(
             reply,
@@ -183,15 +183,15 @@ class SessionBackend:
     # Credentials
 
     def _check_credentials(self, question: CredentialsQuestion) -> Deferred[Response]:
-        self._login = login = LoginExchange(self._terms, self._policies, self._facts, question.username)
+        self._login = login = LoginExchange(self._context, self._policies, self._facts, question.username)
         return Deferred.fromCoroutine(login.answer(question.password))
 
     # Messages
 
     def _submission_rules(self) -> SubmissionRules | None:
         """What the mail of this client is subject to, where it is submitted."""
-        rules = self._terms.submission
-        if rules is None or not rules.concern(self._facts, self._terms.listener.role):
+        rules = self._context.submission
+        if rules is None or not rules.concern(self._facts, self._context.listener.role):
             return None
         return rules
 
@@ -202,7 +202,7 @@ class SessionBackend:
         refused = rules and rules.refuse_sender(self._facts, question.transaction.mail_from)
         if refused:
             return self._refuse_submission(refused, question.stage)
-        spool = self._terms.spool
+        spool = self._context.spool
         if not spool.healthy:
             return Refuse(replies.LOCAL_TROUBLE, reason="the spool is not healthy")
         if not spool.has_space(question.transaction.size):
@@ -210,15 +210,15 @@ class SessionBackend:
         return self._ask_policies(question)
 
     def _refuse_submission(self, answer: Refuse, stage: Stage) -> Refuse:
-        self._terms.metrics.messages_rejected.labels(stage.value, "submission").inc()
+        self._context.metrics.messages_rejected.labels(stage.value, "submission").inc()
         return answer
 
     def message_started(self, transaction: TransactionInfo) -> None:
-        self._writer = self._terms.spool.begin()
+        self._writer = self._context.spool.begin()
         self.queue_id = transaction.queue_id = self._writer.queue_id
         rules = self._rules
         if rules is None:
-            self._submitted, self._header = None, HeaderReader(host=self._terms.server.hostname)
+            self._submitted, self._header = None, HeaderReader(host=self._context.server.hostname)
         else:
             self._submitted = rules.message(self._facts, transaction.mail_from, self._writer.queue_id)
             self._header = self._submitted.reader
@@ -244,7 +244,7 @@ class SessionBackend:
             return Refuse(replies.TOO_MANY_HOPS, reason="mail loop")
         if self._submitted is not None and self._submitted.refusal is not None:
             return self._refuse_submission(self._submitted.refusal, question.stage)
-        if writer.in_file or writer.failure is not None or Stage.MESSAGE in self._terms.chain.asked:
+        if writer.in_file or writer.failure is not None or Stage.MESSAGE in self._context.chain.asked:
             return run(self._judge_message(question, writer, head))
         answer = self._commit.start(question.transaction, writer, self._submitted, head=head)
         self._writer = None
@@ -259,7 +259,7 @@ class SessionBackend:
         if writer.failure is not None:
             # A policy could not read it, and what that policy's failure costs may be a 5xx.
             return self._commit.not_stored(writer.failure, writer.queue_id)
-        if question.stage not in self._terms.chain.asked:
+        if question.stage not in self._context.chain.asked:
             committed: Response = yield self._commit_if_awaited(question.transaction, writer)
             return committed
         content = self._content_for_policies(question.transaction, writer, head)
@@ -309,7 +309,7 @@ class SessionBackend:
     def _rewrite(self, writer: MessageWriter, content: MessageContent) -> Steps[MessageWriter]:
         """The message as policies changed it, once and as a whole."""
         body, _ = content.open_body()
-        spool = self._terms.spool
+        spool = self._context.spool
         rewriting = Deferred.fromCoroutine(spool.rewrite(writer, content.header.stored, body))
         rewritten: MessageWriter = yield rewriting
         if self._writer is writer:

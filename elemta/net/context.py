@@ -1,4 +1,4 @@
-"""The terms of a listener: one immutable value, which a reload replaces as a whole."""
+"""What the sessions of a listener work with: one immutable value, which a reload replaces as a whole."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class MessageStore(BounceSpool, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ListenerContext:
-    """The terms of a new session of one listener.
+    """What a new session of one listener works with: settings, policies, limits, the queue.
 
-    A session keeps the terms it began with. ``now`` gives seconds since the epoch, for the
+    A session keeps what it began with. ``now`` gives seconds since the epoch, for the
     Received field; deadlines use the reactor's clock. ``routes`` are those of the configuration, None where
     a policy chooses routes: then it is unknown before that what is held. ``mailboxes`` knows which
     Maildirs exist; without it every recipient has one. ``domains`` has the aliases. ``hop_memory`` knows

@@ -99,12 +99,12 @@ class ExplainedConversation:
     No pause is waited for. ``end`` is to be called at the end, whatever happened.
     """
 
-    def __init__(self, terms: ListenerContext, facts: SessionInfo) -> None:
-        if terms.implicit_tls:
+    def __init__(self, context: ListenerContext, facts: SessionInfo) -> None:
+        if context.implicit_tls:
             facts.tls = TLS
         self.facts = facts
-        self._session = ServerSession(terms.session, facts)
-        self._backend = _ExplainedBackend(terms, facts, health_check=False)
+        self._session = ServerSession(context.session, facts)
+        self._backend = _ExplainedBackend(context, facts, health_check=False)
         self._replies: list[Replied] = []
         self._closed = False
 

@@ -36,7 +36,7 @@ class RefusalProtocol(Protocol):
 
 
 class ESMTPFactory(Factory):
-    """Builds the sessions of one listener under :attr:`terms`, which the start sets and a reload replaces."""
+    """Builds the sessions of one listener under ``context``, which the start sets and a reload replaces."""
 
     noisy = False
 

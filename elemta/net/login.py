@@ -38,9 +38,9 @@ class LoginExchange:
     """
 
     def __init__(
-        self, terms: ListenerContext, policies: PolicySession, facts: SessionInfo, username: str
+        self, context: ListenerContext, policies: PolicySession, facts: SessionInfo, username: str
     ) -> None:
-        self._terms = terms
+        self._context = context
         self._policies = policies
         self._facts = facts
         self._username = username
@@ -58,12 +58,12 @@ class LoginExchange:
     async def answer(self, password: bytes) -> Response:
         """The answer to the client. May be cancelled."""
         try:
-            turn = await self._terms.authenticator.turns.take(self._counted_name, self._network)
+            turn = await self._context.authenticator.turns.take(self._counted_name, self._network)
         except CredentialsUnavailable as error:
             return self._internal_error(error)
         answer = await self._take(turn, password)
         if answer is _BAD:
-            await self._terms.authenticator.pause_after_failure(
+            await self._context.authenticator.pause_after_failure(
                 self._username, client=str(self._facts.client_ip)
             )
         return answer
@@ -72,7 +72,7 @@ class LoginExchange:
         try:
             if self._left:
                 return _CANCELLED
-            known = self._terms.limiter.known_logins.standing(self._counted_name, self._facts.client_ip)
+            known = self._context.limiter.known_logins.standing(self._counted_name, self._facts.client_ip)
             standing = await value_of(known)
             if self._left:
                 return _CANCELLED
@@ -82,7 +82,7 @@ class LoginExchange:
                 return self._refused(decision, reply)
             return await self._look(password, standing)
         finally:
-            self._terms.authenticator.turns.end(turn)
+            self._context.authenticator.turns.end(turn)
 
     async def _ask_policies(self) -> ChainDecision:
         decision = self._policies.ask_login(self._counted_name)
@@ -103,7 +103,7 @@ class LoginExchange:
     async def _look(self, password: bytes, standing: LoginHistory) -> Response:
         claim = Claim(self._network, known=standing is not LoginHistory.STRANGER)
         try:
-            user = await self._terms.authenticator.verify(
+            user = await self._context.authenticator.verify(
                 self._username, password, client=str(self._facts.client_ip), claim=claim
             )
         except UnauthorizedLogin:
@@ -130,7 +130,7 @@ class LoginExchange:
         )
 
     def _internal_error(self, error: Exception) -> Response:
-        self._terms.metrics.auth_attempts.labels("error").inc()
+        self._context.metrics.auth_attempts.labels("error").inc()
         fields: dict[str, Any] = {
             "session_id": self._facts.id,
             "client_ip": str(self._facts.client_ip),
@@ -147,7 +147,7 @@ class LoginExchange:
         return Refuse(replies.AUTH_TROUBLE, reason="credentials could not be checked")
 
     def _log(self, outcome: str, user: str, **more: object) -> None:
-        self._terms.metrics.auth_attempts.labels(outcome).inc()
+        self._context.metrics.auth_attempts.labels(outcome).inc()
         _log.info(
             "a client tried to log in",
             event="auth.attempted",

@@ -27,14 +27,14 @@ class MailboxCheck:
     session has counted it.
     """
 
-    __slots__ = ("_facts", "_terms", "count")
+    __slots__ = ("_context", "_facts", "count")
 
-    def __init__(self, terms: ListenerContext, facts: SessionInfo) -> None:
-        self._terms = terms
+    def __init__(self, context: ListenerContext, facts: SessionInfo) -> None:
+        self._context = context
         self._facts = facts
         self.count: RecipientCount | None = None
-        if terms.domains.aliases.lines:
-            self.count = RecipientCount(terms.domains, terms.session.max_recipients)
+        if context.domains.aliases.lines:
+            self.count = RecipientCount(context.domains, context.session.max_recipients)
 
     def look(self, answer: Response, question: RcptQuestion) -> MaybeDeferred[Response]:
         """Refuse a recipient where none of the mailboxes that get its mail is there, or can be reached."""
@@ -46,7 +46,7 @@ class MailboxCheck:
         if self.count is None:
             targets: tuple[Address, ...] = (recipient.address,)
         else:
-            targets = self._terms.domains.expand(recipient.address, self._terms.session.max_recipients)
+            targets = self._context.domains.expand(recipient.address, self._context.session.max_recipients)
         # Without aliases no address is beyond ASCII where the client did not say SMTPUTF8.
         utf8 = question.transaction.parameters.smtputf8 or self.count is not None
         if utf8 and self._is_not_taken(question.transaction.sender, targets):
@@ -61,9 +61,9 @@ class MailboxCheck:
     def _look_for_replacement(
         self, replacement: Sequence[Recipient], question: RcptQuestion
     ) -> MaybeDeferred[Response]:
-        most = self._terms.session.max_recipients
+        most = self._context.session.max_recipients
         targets = [
-            target for each in replacement for target in self._terms.domains.expand(each.address, most)
+            target for each in replacement for target in self._context.domains.expand(each.address, most)
         ]
         if self._is_not_taken(question.transaction.sender, targets):
             return self._refuse_internationalized(question.recipient.address)
@@ -85,7 +85,7 @@ class MailboxCheck:
 
     def _is_not_taken(self, sender: Address, targets: Sequence[Address]) -> bool:
         """Whether no next hop takes addresses beyond ASCII that it would get, as far as that is known."""
-        routes, memory = self._terms.routes, self._terms.hop_memory
+        routes, memory = self._context.routes, self._context.hop_memory
         if routes is None or memory is None or not targets:
             return False
         return all(
@@ -96,7 +96,7 @@ class MailboxCheck:
 
     def _refuse_internationalized(self, address: Address) -> Response:
         # RFC 6531 §3.2: it could only be returned later.
-        self._terms.metrics.messages_rejected.labels("rcpt", "smtputf8").inc()
+        self._context.metrics.messages_rejected.labels("rcpt", "smtputf8").inc()
         _log.info(
             "a recipient's next hop takes no internationalized addresses",
             event="recipient.smtputf8_refused",
@@ -108,7 +108,7 @@ class MailboxCheck:
 
     def _has_mailbox(self, address: Address) -> MaybeDeferred[bool]:
         """False where the recipient's route leads to a Maildir that is missing and stays so."""
-        routes, mailboxes = self._terms.routes, self._terms.mailboxes
+        routes, mailboxes = self._context.routes, self._context.mailboxes
         if routes is None or mailboxes is None:
             return True
         route = routes.route(address)
@@ -117,7 +117,7 @@ class MailboxCheck:
         return mailboxes.exists(route, address)
 
     def _refuse_unknown(self, address: Address) -> Response:
-        self._terms.metrics.messages_rejected.labels("rcpt", "mailboxes").inc()
+        self._context.metrics.messages_rejected.labels("rcpt", "mailboxes").inc()
         _log.info(
             "a recipient has no mailbox",
             event="recipient.unknown",

@@ -40,10 +40,10 @@ class MessageCommit:
     not stored.
     """
 
-    __slots__ = ("_client", "_facts", "_policies", "_terms", "committing")
+    __slots__ = ("_client", "_context", "_facts", "_policies", "committing")
 
-    def __init__(self, terms: ListenerContext, facts: SessionInfo, policies: PolicySession) -> None:
-        self._terms = terms
+    def __init__(self, context: ListenerContext, facts: SessionInfo, policies: PolicySession) -> None:
+        self._context = context
         self._facts = facts
         self._policies = policies
         self._client: Client | None = None
@@ -66,7 +66,7 @@ class MessageCommit:
         if discarded is not None or (transaction.dropped and not transaction.recipients):
             return self._discard(transaction, writer, discarded)
         final = final_recipients(
-            self._terms.domains, transaction.recipients, self._terms.session.max_recipients
+            self._context.domains, transaction.recipients, self._context.session.max_recipients
         )
         if final is None:
             # Each RCPT was counted, so that policies added these.
@@ -82,7 +82,7 @@ class MessageCommit:
         )
         # Without its content, if no notice needs it.
         head = submission.header_block + head if final.aliases and final.wants_notice else b""
-        committed = self._terms.spool.commit(writer, submission)
+        committed = self._context.spool.commit(writer, submission)
         self.committing = transaction
         return committed.addCallbacks(
             self._queued, self._not_queued, callbackArgs=(submission, final.aliases, head)
@@ -118,11 +118,11 @@ class MessageCommit:
             parameters=transaction.parameters,
             client=self._client_now(),
             header_block=b"",
-            received_at=self._terms.now(),
+            received_at=self._context.now(),
             summary=read_summary(writer.head),
             verdicts=self._policies.verdicts(transaction),
         )
-        self._terms.spool.keep_discarded(writer.queue_id, writer.size, submission)
+        self._context.spool.keep_discarded(writer.queue_id, writer.size, submission)
 
     def _submission(
         self,
@@ -136,10 +136,10 @@ class MessageCommit:
     ) -> Submission:
         facts = self._facts
         recipients = final.recipients
-        at = self._terms.now()
+        at = self._context.now()
         client = self._client_now()
         received = received_field(
-            hostname=self._terms.server.hostname,
+            hostname=self._context.server.hostname,
             client=client,
             protocol=protocol_name(
                 esmtp=facts.esmtp,
@@ -187,7 +187,7 @@ class MessageCommit:
         return known
 
     def _held_by_routes(self, recipients: Sequence[Recipient]) -> str | None:
-        routes = self._terms.routes
+        routes = self._context.routes
         return routes.hold_reason(recipients) if routes is not None else None
 
     def _queued(
@@ -195,7 +195,7 @@ class MessageCommit:
     ) -> MaybeDeferred[Response]:
         if aliases:
             self._log_aliases(envelope, aliases)
-        metrics, listener = self._terms.metrics, self._facts.listener
+        metrics, listener = self._context.metrics, self._facts.listener
         metrics.messages_accepted.labels(listener).inc()
         metrics.message_size.labels(listener).observe(envelope.size)
         _log.info(
@@ -216,13 +216,13 @@ class MessageCommit:
         # A message on hold may never be delivered.
         if not head or submission.hold_reason is not None:
             return queued
-        terms = self._terms
+        context = self._context
         notice = expansion_notice(envelope, aliases)
         if notice is None:
             return queued
         # Before the 250: a client that does not get it sends the message again, and the notice comes again.
-        settings = NoticeSettings(terms.server.hostname, expand=terms.domains.expand)
-        noticed = Deferred.fromCoroutine(queue_notice(terms.spool, notice, settings, head))
+        settings = NoticeSettings(context.server.hostname, expand=context.domains.expand)
+        noticed = Deferred.fromCoroutine(queue_notice(context.spool, notice, settings, head))
         return noticed.addCallback(lambda _: queued)
 
     def _log_aliases(self, envelope: Envelope, aliases: Sequence[ExpandedAlias]) -> None:
@@ -246,7 +246,7 @@ class MessageCommit:
 
     def not_stored(self, error: BaseException | None, queue_id: str) -> Response:
         """The answer to a message that could not be stored."""
-        self._terms.metrics.messages_deferred.labels("spool", "spool").inc()
+        self._context.metrics.messages_deferred.labels("spool", "spool").inc()
         _log.error(
             "message could not be stored",
             event="message.not_stored",

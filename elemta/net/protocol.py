@@ -62,21 +62,21 @@ class ESMTPProtocol(ClientConnection):
     def __init__(
         self,
         registry: ConnectionRegistry,
-        terms: ListenerContext,
+        context: ListenerContext,
         facts: SessionInfo,
         *,
         health_check: bool = False,
     ) -> None:
         super().__init__(facts.client_ip, facts.listener)
         self._registry = registry
-        self._terms = terms
+        self._context = context
         self.facts = facts
         self.health_check = health_check
-        self._session = ServerSession(terms.session, facts, registry.envelopes)
-        self._backend = SessionBackend(terms, facts, health_check=health_check)
-        self._log = ConnectionLog(registry, terms.metrics, facts, health_check=health_check)
+        self._session = ServerSession(context.session, facts, registry.envelopes)
+        self._backend = SessionBackend(context, facts, health_check=health_check)
+        self._log = ConnectionLog(registry, context.metrics, facts, health_check=health_check)
         self._handshake: tls.ServerHandshake | None = None
-        self._deadlines = ConnectionTimeouts(terms.server.command_timeout, terms.server.data_timeout)
+        self._deadlines = ConnectionTimeouts(context.server.command_timeout, context.server.data_timeout)
         self._reading = InputFlow(registry, self._deadlines)
         # The answer that the open question waits for
         self._pending: Deferred[Response] | None = None
@@ -104,7 +104,7 @@ class ESMTPProtocol(ClientConnection):
         self._log.opened()
         if self._registry.trace.watches:
             self.follow()
-        if self._terms.implicit_tls:
+        if self._context.implicit_tls:
             self._start_tls()
         else:
             self._run(self._session.open())
@@ -116,8 +116,8 @@ class ESMTPProtocol(ClientConnection):
         if handshake is not None:
             handshake.completed()
         info = tls.describe(cast(SSL.Connection, self.transport.getHandle()))
-        self._terms.metrics.tls_connections.labels(info.version).inc()
-        if self._terms.implicit_tls:
+        self._context.metrics.tls_connections.labels(info.version).inc()
+        if self._context.implicit_tls:
             self.facts.tls = info
             self._run(self._session.open())
         else:
@@ -344,7 +344,7 @@ class ESMTPProtocol(ClientConnection):
         self._has_replied = True
         if self.health_check:
             return
-        self._terms.metrics.replies.labels(event.verb, event.reply.code).inc()
+        self._context.metrics.replies.labels(event.verb, event.reply.code).inc()
         if event.reply.code >= 400:
             self._log.refused(event, self._backend.queue_id, self._backend.asked)
 
@@ -393,7 +393,7 @@ class ESMTPProtocol(ClientConnection):
         self._start_tls()
 
     def _start_tls(self) -> None:
-        certificate = self._terms.certificate
+        certificate = self._context.certificate
         if certificate is None:
             self._close("no certificate")
             return
@@ -403,7 +403,7 @@ class ESMTPProtocol(ClientConnection):
         self._handshake = certificate.handshake(self._tls_closed)
         self.transport.startTLS(self._handshake)
         if not self.health_check:
-            self._registry.handshake_began(self, binding=self._terms.implicit_tls)
+            self._registry.handshake_began(self, binding=self._context.implicit_tls)
 
     def _close_when_told(self, event: Close) -> None:
         self._close(event.reason, in_message=event.in_message)

@@ -27,11 +27,11 @@ _ASKED_AT = frozenset({Stage.CONNECT, Stage.MAIL, Stage.RCPT})
 class RefusalLimits:
     """The limits of refusals for one session."""
 
-    def __init__(self, terms: ListenerContext, facts: SessionInfo) -> None:
-        self._terms = terms
+    def __init__(self, context: ListenerContext, facts: SessionInfo) -> None:
+        self._context = context
         self._facts = facts
         self._limit_policies = frozenset(
-            loaded.name for loaded in terms.chain.policies if ILimitPolicy.providedBy(loaded.policy)
+            loaded.name for loaded in context.chain.policies if ILimitPolicy.providedBy(loaded.policy)
         )
 
     def is_limit(self, policy: str) -> bool:
@@ -42,7 +42,7 @@ class RefusalLimits:
         """The answer where the client was refused too often to be heard."""
         if question.stage not in _ASKED_AT:
             return None
-        asked = self._terms.limiter.ask_about_refusals(
+        asked = self._context.limiter.ask_about_refusals(
             self._facts, _transaction(question), _recipient(question)
         )
         refusal: LimitRefusal | None = yield asked
@@ -52,7 +52,7 @@ class RefusalLimits:
         """``answer``, charged where it refuses for good; another one where that exceeds a limit."""
         if not isinstance(answer, Refuse) or answer.by_limit or answer.reply.is_transient:
             return answer
-        charge: Charge = yield self._terms.limiter.charge_refusal(
+        charge: Charge = yield self._context.limiter.charge_refusal(
             self._facts, _transaction(question), _recipient(question)
         )
         return answer if charge.refusal is None else self._answer(charge.refusal, question.stage)
@@ -60,7 +60,7 @@ class RefusalLimits:
     def _answer(self, refusal: LimitRefusal, stage: Stage) -> Refuse:
         verdict = limit_verdict(refusal, stage)
         reply = reply_of(verdict) or replies.LOCAL_TROUBLE
-        self._terms.metrics.message_refused(stage.value, "limits", transient=reply.is_transient)
+        self._context.metrics.message_refused(stage.value, "limits", transient=reply.is_transient)
         return Refuse(
             reply,
             close=isinstance(verdict, Disconnect),

@@ -237,9 +237,9 @@ async def test_a_listener_that_is_no_longer_configured_gets_the_new_policies_unt
     write_config(tmp_path, MX.replace('"mx"', '"other"'))
     assert service.reload() == ReloadReport(needs_restart=("listener",))
     assert set(service.listeners.factories) == {"mx"}
-    terms = service.listeners.factories["mx"].context
-    assert terms is not None
-    assert terms.chain is service.components.chain
+    context = service.listeners.factories["mx"].context
+    assert context is not None
+    assert context.chain is service.components.chain
 
 
 @ensureDeferred
@@ -248,9 +248,9 @@ async def test_a_listener_with_the_same_endpoint_takes_what_changed(service: Ele
     await until_serving(service)
     write_config(tmp_path, MX + 'tls = "none"\n')
     assert service.reload() == ReloadReport()
-    terms = service.listeners.factories["mx"].context
-    assert terms is not None
-    assert terms.listener.tls is ListenerTLS.NONE
+    context = service.listeners.factories["mx"].context
+    assert context is not None
+    assert context.listener.tls is ListenerTLS.NONE
 
 
 @ensureDeferred

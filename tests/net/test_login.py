@@ -98,13 +98,13 @@ class Node:
         resources = ResourcesConfig(max_requests_per_window=0)
         self.limiter = Limiter(rules_from_config(resources, (), config), store)
         self.limiter.known_logins._now = lambda: 1_700_000_000.0 + clock.seconds()
-        terms = place.factory.context
-        assert terms is not None
+        context = place.factory.context
+        assert context is not None
         services = make_services(clock, limits=self.limiter)
         policies = [("limits", LimitsPlugin().build(LimitsOptions(), services)), *(more or {}).items()]
         loaded = [LoadedPolicy(name, policy, PolicyCommon(timeout=30.0)) for name, policy in policies]
-        self.terms: ListenerContext = replace(
-            terms,
+        self.context: ListenerContext = replace(
+            context,
             limiter=self.limiter,
             chain=PolicyChain(loaded, clock),  # type: ignore[arg-type]
             authenticator=Authenticator([self.checker], runtime_of(reactor, reactor=clock)),  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ class Node:
 
     def begin(self, user: str, password: bytes, ip: str = OFFICE) -> Deferred[Response]:
         facts = SessionInfo("S1", ip_address(ip), 40000, "mx")
-        login = LoginExchange(self.terms, self.terms.chain.open(facts), facts, user)
+        login = LoginExchange(self.context, self.context.chain.open(facts), facts, user)
         self.attempts.append(login)
         return Deferred.fromCoroutine(login.answer(password))
 
@@ -221,7 +221,7 @@ def test_a_client_that_leaves_while_the_store_is_asked_made_no_attempt(
     node.begin("anna", b"guess", ELSEWHERE)
     node.attempts[-1].leave()
     asked.pop().callback(())
-    assert (node.checker.looked_at, len(node.terms.authenticator.turns)) == (0, 0)
+    assert (node.checker.looked_at, len(node.context.authenticator.turns)) == (0, 0)
     assert [event for event in events if event.get("event") == "auth.attempted"] == []
 
 
@@ -412,7 +412,7 @@ def test_a_client_that_leaves_while_a_policy_is_asked_frees_its_turn_and_its_cha
 
 def test_without_the_policy_limits_no_login_is_limited(place: Place, store: LocalStore, clock: Clock) -> None:
     node = Node(place, store, clock)
-    node.terms = replace(node.terms, chain=PolicyChain((), clock))  # type: ignore[arg-type]
+    node.context = replace(node.context, chain=PolicyChain((), clock))  # type: ignore[arg-type]
     for _ in range(30):
         node.begin("anna", b"guess", ELSEWHERE)
         node.clock.advance(11)
