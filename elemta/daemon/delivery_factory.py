@@ -49,7 +49,7 @@ class _Observed:
 
 
 class DeliveryFactory:
-    """Makes deliveries from spools under the assembly of the moment.
+    """Makes deliveries from spools under the components of the moment.
 
     ``places`` are the addresses and ports where this host takes mail itself; ``pauses`` are the destinations
     to which nothing is delivered.
@@ -154,7 +154,7 @@ class DeliveryFactory:
         places: Sequence[tuple[IPv4Address | IPv6Address, int]],
         deliveries: Iterable[DeliveryScheduler],
     ) -> None:
-        """Go on under another assembly, these deliveries too."""
+        """Go on under other components, these deliveries too."""
         self._components, self._parts = components, parts
         self._settings = replace(parts.delivery, own_addresses=tuple(places), trace=self._shared.trace)
         self._pace.limiter = components.limiter

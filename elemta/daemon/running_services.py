@@ -64,7 +64,7 @@ Task = tuple[float, Callable[[], object]]
 
 @dataclass(slots=True)
 class RunningServices:
-    """The spool and what works on it, under the assembly of the moment.
+    """The spool and what works on it, under the components of the moment.
 
     A daemon without mail has no ``delivery``.
     """
@@ -164,7 +164,7 @@ class RunningServices:
         return (*own, *self.adoptions.deliveries)
 
     def follow(self, components: Components, places: Sequence[ListenAddress]) -> None:
-        """Go on under another assembly."""
+        """Go on under other components."""
         previous, self.components = self.components, components
         for history in self.histories:
             history.keep = components.config.spool.history
@@ -174,7 +174,7 @@ class RunningServices:
         self.delivery_factory.follow(components, components.mail, places, self.deliveries)
         if previous.mail is None:
             return
-        # A session that began under the old terms may still ask the old checkers.
+        # A session that began under the old components may still ask the old checkers.
         retire = Deferred.fromCoroutine(previous.mail.authenticator.stop())
         retire.addErrback(
             lambda f: _log.failure(

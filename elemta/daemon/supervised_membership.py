@@ -9,8 +9,11 @@ The supervisor is the node; it has the one membership, and serves it::
 
 A worker has no other way to the cluster::
 
-    fleet = SupervisedMembership(runtime, config, metrics, channel, workers=4)
-    SharedResources.from_config(config, runtime, fleet)
+    SharedResources.from_config(
+        config,
+        runtime,
+        lambda metrics: SupervisedMembership(runtime, config, metrics, channel, workers=4),
+    )
 
 The supervisor itself asks Valkey within :data:`~elemta.workers.limit_client.SUPERVISOR_SHARE` of the
 configured deadline (:func:`supervisor_config`), so that a worker has an answer within all of it.

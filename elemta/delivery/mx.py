@@ -78,7 +78,7 @@ MOST_NAMED = 3
 
 
 class MailResolver(Protocol):
-    """What is asked of DNS; :class:`elemta.dns.DnsResolver` is one."""
+    """What is asked of DNS; :class:`elemta.dns.resolver.DnsResolver` is one."""
 
     async def mail_exchangers(self, domain: str) -> tuple[MailExchanger, ...]:
         """The MX records."""

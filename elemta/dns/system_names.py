@@ -21,7 +21,7 @@ _LOOPBACK = (IPv6Address("::1"), IPv4Address("127.0.0.1"))
 
 
 class AddressResolver(Protocol):
-    """What is asked of DNS; :class:`elemta.dns.Questions` is one."""
+    """What is asked of DNS; :class:`elemta.dns.questions.Questions` is one."""
 
     async def addresses(self, host: str) -> tuple[IPAddress, ...]:
         """The addresses of a host by its whole name. NoSuchDomain, ResolverTrouble."""

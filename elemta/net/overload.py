@@ -32,9 +32,10 @@ FEWEST_CONNECTIONS = 100
 """So many connections are always allowed: where fewer are slow, the load is not theirs."""
 
 LOOKS_TO_BEGIN = 3
-"""So many late looks in a row begin an overload, after 0.6 s at least: a burst of clients is none.
+"""So many late looks in a row begin an overload; a burst of clients makes one or two.
 
-Two do, where they are as late together: by then twice as many sessions are open as end in a second.
+Two are enough where together they are as late as these: the later looks are, the fewer there are, while
+sessions go on opening. Either way it takes half a second at least.
 """
 
 LOOKS_TO_GROW = 5
