@@ -15,7 +15,7 @@ Deferred, so it is for sequences that wait anyway.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -119,6 +119,18 @@ def fired_value(value: Deferred[T]) -> MaybeDeferred[T]:
 async def value_of(value: MaybeDeferred[T]) -> T:
     """The value, for a coroutine: it waits only where ``value`` is a Deferred."""
     return await value if isinstance(value, Deferred) else value
+
+
+@overload
+def detached(
+    value: Deferred[T], unwanted: Callable[[T], object], failed: Callable[[Failure], object]
+) -> Deferred[T]: ...
+
+
+@overload
+def detached(
+    value: MaybeDeferred[T], unwanted: Callable[[T], object], failed: Callable[[Failure], object]
+) -> MaybeDeferred[T]: ...
 
 
 def detached(

@@ -258,7 +258,7 @@ class SingleNode(NoOtherNodes):
         self.pushed: PushRegistry | None = None
         self._seconds = runtime.monotonic
 
-    def start(self, member: LocalNode) -> None:  # noqa: ARG002 - there are no other nodes
+    def start(self, member: LocalNode) -> None:
         self.overrides.start()
 
     async def joined(self) -> None:
@@ -274,8 +274,8 @@ class SingleNode(NoOtherNodes):
         """There are no other nodes; what listens here hears of it."""
         self._tell_own_reset(request)
 
-    def policy_store(self, policy: str) -> Store:  # noqa: ARG002 - each has a memory of its own
+    def policy_store(self, policy: str) -> Store:
         return MemoryPolicyStore(self._seconds)
 
-    def lease(self, spool_id: str, place: str) -> SpoolLease | None:  # noqa: ARG002 - there are no other nodes
+    def lease(self, spool_id: str, place: str) -> SpoolLease | None:
         return None

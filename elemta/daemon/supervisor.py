@@ -224,9 +224,7 @@ class Supervisor(DaemonService):
             return ()
         except ChannelError as error:
             faults = [[self.config.source, "", str(error), ""]]
-        found = [
-            Fault(place, key, f"{problem}: {what}", hint) for place, key, what, hint in cast("Any", faults)
-        ]
+        found = [Fault(place, key, f"{problem}: {what}", hint) for place, key, what, hint in faults]
         return refused(found).faults if found else ()
 
     def command(self, worker: WorkerProcess, name: str, body: bytes = b"") -> Deferred[bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -111,9 +110,7 @@ class OutboundLimiter:
     def _ask(self, departure: OutboundCharge, counts: Counts) -> MaybeLater[Permit | Throttled]:
         charge = self.limiter.charge_outbound(departure, counts)
         if isinstance(charge, Deferred):
-            return cast(
-                "Deferred[Permit | Throttled]", charge.addCallback(self._answer, departure.destination)
-            )
+            return charge.addCallback(self._answer, departure.destination)
         return self._answer(charge, departure.destination)
 
     def _answer(self, charge: Charge, destination: str) -> Permit | Throttled:

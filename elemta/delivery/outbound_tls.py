@@ -101,7 +101,7 @@ class OutboundHandshake:
         self._is_address = is_address(self._host)
         self.chain_error = 0
 
-    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: ARG002
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         connection = SSL.Connection(self._context, None)
         self._under_way[connection] = self
         name = self._host.encode("ascii", "ignore")

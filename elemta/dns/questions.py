@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import cast
+from typing import Any
 
 from twisted.internet.defer import Deferred
 
@@ -16,7 +16,6 @@ from elemta.dns.answers import (
     MailExchanger,
     NoData,
     OtherType,
-    Record,
     RecordType,
     Result,
 )
@@ -57,7 +56,7 @@ class Questions:
         if isinstance(result, DNSAnswer) and not result.records:
             # Not the same as none: then it would be its own exchanger.
             raise NoSuchDomain(f"the MX records of {question.name} name no possible host")
-        return cast(tuple[MailExchanger, ...], _records(question, result))
+        return _records(question, result)
 
     async def addresses(self, host: str, *, timeout: float | None = None) -> tuple[IPAddress, ...]:
         """The addresses of a host, IPv6 first; each kind in the order of the answer.
@@ -76,18 +75,20 @@ class Questions:
                 if not lookup.called:
                     lookup.addErrback(lambda _: None)
                     lookup.cancel()
-        found = [record for result in results if isinstance(result, DNSAnswer) for record in result.records]
+        found: list[Any] = [
+            record for result in results if isinstance(result, DNSAnswer) for record in result.records
+        ]
         if not found:
             for question, result in zip(questions, results, strict=True):
                 # Where one kind is only empty, the name exists, whatever is said about the other.
                 if isinstance(result, LookupFailure) or all(_denies_name(each) for each in results):
                     _records(question, result)
-        return cast(tuple[IPAddress, ...], tuple(found))
+        return tuple(found)
 
     async def text(self, name: str, *, timeout: float | None = None) -> tuple[str, ...]:
         """The TXT records of a name, the strings of each put together."""
         question = DnsQuestion(canonical_name(name), RecordType.TXT)
-        return cast(tuple[str, ...], _records(question, await self._ask(question, timeout)))
+        return _records(question, await self._ask(question, timeout))
 
     async def reverse(self, ip: str | IPAddress, *, timeout: float | None = None) -> tuple[str, ...]:
         """The names that the owner of an address gives it (PTR), unconfirmed: an owner may claim any name.
@@ -95,7 +96,7 @@ class Questions:
         An IPv4 address in IPv6 clothes is asked for as IPv4. Raises ValueError for what is no IP address.
         """
         question = DnsQuestion(reverse_name(_plain(ip)), RecordType.PTR)
-        return cast(tuple[str, ...], _records(question, await self._ask(question, timeout)))
+        return _records(question, await self._ask(question, timeout))
 
     async def records(self, name: str, kind: str, *, timeout: float | None = None) -> tuple[str, ...]:
         """The records of any type, each as text in the form of zone files (RFC 1035 §5.1).
@@ -103,11 +104,11 @@ class Questions:
         ``kind`` is the type's name, as ``"TLSA"``. ValueError where no record can have it.
         """
         question = DnsQuestion(canonical_name(name), OtherType.of(kind))
-        return cast(tuple[str, ...], _records(question, await self._ask(question, timeout)))
+        return _records(question, await self._ask(question, timeout))
 
 
-def _records(question: DnsQuestion, result: Result) -> tuple[Record, ...]:
-    """The records of a result, or what it says instead as an error."""
+def _records(question: DnsQuestion, result: Result) -> tuple[Any, ...]:
+    """The records of a result, which are of the question's type, or what it says instead as an error."""
     if isinstance(result, DNSAnswer):
         return result.records
     if isinstance(result, LookupFailure):

@@ -238,7 +238,7 @@ class _DNSStream(StreamProtocol):
             if len(self._data) >= end:
                 self.answer.callback(bytes(self._data[2:end]))
 
-    def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]  # noqa: ARG002
+    def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]
         if not self.answer.called:
             self.answer.errback(Failure(ServerFailed("closed the connection")))
         self.closed.callback(None)

@@ -64,7 +64,7 @@ class ProxyPreamble(ClientConnection):
         if result is not None:
             self._hand_over(result)
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._registry.remove(self)
 
     def check_deadline(self, now: float) -> None:

@@ -54,7 +54,7 @@ class AdminRequest(Request):
         self.received_octets = 0
         self._body: list[bytes] = []
 
-    def gotLength(self, length: int | None) -> None:  # noqa: ARG002 - twisted.web's signature
+    def gotLength(self, length: int | None) -> None:
         # Twisted would make a temporary file for a large body; nothing is written to it here.
         Request.gotLength(self, 0)
 

@@ -81,7 +81,7 @@ class _Page(Resource):
     def _json(self, request: Request, status: int, value: object) -> bytes:
         return self._answer(request, status, "application/json", json.dumps(value).encode() + b"\n")
 
-    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: ARG002 - twisted.web's signature
+    def getChild(self, path: bytes, request: Request) -> Resource:
         return NotFound()
 
 

@@ -59,9 +59,8 @@ class UnixHttp:
 
     def _connect(self, exchange: _Exchange, seconds: float) -> None:
         exchange.place = SocketPath(self._path)
-        connecting = cast(Any, exchange)
         exchange.connector = IReactorUNIX(self._reactor).connectUNIX(
-            exchange.place.text, connecting, timeout=seconds
+            exchange.place.text, exchange, timeout=seconds
         )
 
 
@@ -84,10 +83,10 @@ class _Exchange(ClientFactory):
         if self.place is not None:
             self.place.close()
 
-    def buildProtocol(self, addr: object) -> Protocol:  # noqa: ARG002 - twisted's signature
+    def buildProtocol(self, addr: object) -> Protocol:
         return _Connection(self)
 
-    def clientConnectionFailed(self, connector: object, reason: Failure) -> None:  # noqa: ARG002
+    def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
         self.fail(f"it does not listen: {reason.getErrorMessage()}")
 
     def cancel(self) -> None:
@@ -138,7 +137,7 @@ class _Connection(Protocol):
         if not self._exchange.take(data):
             cast(Any, self.transport).abortConnection()
 
-    def connectionLost(self, reason: Failure = Failure(ConnectionClosed())) -> None:  # noqa: ARG002, B008
+    def connectionLost(self, reason: Failure = Failure(ConnectionClosed())) -> None:  # noqa: B008
         self._exchange.ended()
 
 

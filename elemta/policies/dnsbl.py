@@ -85,7 +85,7 @@ class DnsblPolicy:
             session.notes["score"] = ensureDeferred(self._score(session.client_ip))
         return CONTINUE
 
-    async def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:  # noqa: ARG002
+    async def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:
         if session.user is not None or "score" not in session.notes:
             return CONTINUE
         found: DnsblResult = await _shared(session.notes["score"])

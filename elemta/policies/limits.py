@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -166,12 +165,12 @@ class LimitsPolicy:
 
     def committed(self, session: Session, transaction: Transaction, queue_id: str) -> MaybeDeferred[None]:
         del session, queue_id
-        entries = cast("TransactionLedger | None", transaction.notes.get(_LEDGER))
+        entries: TransactionLedger | None = transaction.notes.get(_LEDGER)
         return None if entries is None else self._limits.refund(entries.committed(transaction.recipients))
 
     def refused(self, session: Session, transaction: Transaction) -> MaybeDeferred[None]:
         del session
-        entries = cast("TransactionLedger | None", transaction.notes.get(_LEDGER))
+        entries: TransactionLedger | None = transaction.notes.get(_LEDGER)
         return None if entries is None else self._limits.refund(entries.refused())
 
     def disconnected(self, session: Session) -> MaybeDeferred[None]:
@@ -187,7 +186,7 @@ class LimitsPolicy:
         if not self._limits.charges(stage):
             return CONTINUE
         ledger = _ledger(session)
-        entries = cast("TransactionLedger | None", transaction.notes.get(_LEDGER))
+        entries: TransactionLedger | None = transaction.notes.get(_LEDGER)
         if entries is None:
             entries = ledger.transaction = transaction.notes[_LEDGER] = TransactionLedger()
         return self._charge(_Charged(stage, session, ledger, transaction, recipient, entries))
@@ -258,7 +257,7 @@ class LimitsPolicy:
 
 
 def _ledger(session: Session) -> SessionLedger:
-    ledger = cast("SessionLedger | None", session.notes.get(_LEDGER))
+    ledger: SessionLedger | None = session.notes.get(_LEDGER)
     if ledger is None:
         ledger = session.notes[_LEDGER] = SessionLedger()
     return ledger

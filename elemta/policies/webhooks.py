@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.plugin import IPlugin
@@ -298,8 +297,7 @@ class WebhooksPolicy:
         kept: Deferred[None] = self._services.outbox.append(*records).addCallbacks(
             self._kept, self._not_kept, errbackArgs=(len(records),)
         )
-        # It is a Deferred because it was given one.
-        return cast("Deferred[None]", detached(kept, _ignore, _ignore))
+        return detached(kept, _ignore, _ignore)
 
     def _kept(self, dropped: int) -> None:
         (self._successor or self)._poster.wake()

@@ -75,7 +75,7 @@ class MessageContent:
             return self.opener()
         header = self.header.whole
         body, size = self.open_body()
-        return cast(BinaryIO, io.BufferedReader(_Joined(header, body, size)))
+        return io.BufferedReader(_Joined(header, body, size))
 
     @property
     def size(self) -> int:

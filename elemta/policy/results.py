@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class Results:
     __slots__ = ("_found", "_wider")
 
     def __init__(self, wider: Results | None = None) -> None:
-        self._found: dict[type, object] = {}
+        self._found: dict[type, Any] = {}
         self._wider = wider
 
     def publish(self, value: object) -> None:
@@ -35,7 +35,7 @@ class Results:
 
     def get(self, kind: type[T]) -> T | None:
         """What was published of this very type, else None."""
-        found = self._found.get(kind)
+        found: T | None = self._found.get(kind)
         if found is None and self._wider is not None:
             return self._wider.get(kind)
-        return cast("T | None", found)
+        return found

@@ -138,16 +138,16 @@ class PrefixedMetrics:
         return self._prefix + name
 
 
-def _no_threads(f: Any, /, *args: Any, **kwargs: Any) -> Deferred[Any]:  # noqa: ARG001
+def _no_threads(_f: Any, /, *_args: Any, **_kwargs: Any) -> Deferred[Any]:
     return fail(BackendError("there are no threads"))
 
 
-async def _no_connections(endpoint: str, *, timeout: float | None = None) -> Stream:  # noqa: ARG001
+async def _no_connections(endpoint: str, **_: Any) -> Stream:
     raise BackendError(f"there are no connections to {endpoint}")
 
 
 class _NoHttp:
-    async def request(self, method: str, url: str, **_: Any) -> HttpAnswer:  # noqa: ARG002
+    async def request(self, method: str, url: str, **_: Any) -> HttpAnswer:
         raise BackendError(f"there is no HTTP to {url}")
 
 

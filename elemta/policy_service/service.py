@@ -84,7 +84,7 @@ class PolicyServiceProtocol(Protocol):
         else:
             self._answer_all()
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._closed = True
         self._stop_deadline()
         self._owner.closed(self)
@@ -238,7 +238,7 @@ class PolicyServiceFactory(Factory):
         self._limiter = limiter
         self.decider.charge_messages_at = charge_messages_at
 
-    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:  # noqa: ARG002
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         if self._limiter is None or len(self._open) >= MAX_CONNECTIONS:
             return None
         return PolicyServiceProtocol(self)

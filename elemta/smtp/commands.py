@@ -135,7 +135,7 @@ class _HeloExchange:
     esmtp_before: bool = False
 
 
-def _parse_hello(esmtp: bool, argument: str, settings: SessionSettings) -> _HeloExchange | Reply:  # noqa: ARG001
+def _parse_hello(esmtp: bool, argument: str, _settings: SessionSettings) -> _HeloExchange | Reply:
     name = grammar.parse_helo_name(argument)
     return replies.BAD_HELO if name is None else _HeloExchange(_HeloArguments(name, esmtp))
 
@@ -205,13 +205,13 @@ def extensions(session: SessionState) -> list[str]:
 # STARTTLS, AUTH
 
 
-def _check_starttls(session: SessionState, arguments: None) -> Reply | None:  # noqa: ARG001
+def _check_starttls(session: SessionState, _arguments: None) -> Reply | None:
     if session.facts.tls is not None:
         return replies.TLS_ACTIVE
     return None if session.settings.starttls else replies.NOT_IMPLEMENTED
 
 
-def _start_tls(session: SessionState, arguments: None) -> None:  # noqa: ARG001
+def _start_tls(session: SessionState, _arguments: None) -> None:
     session.end_transaction(accepted=False)
     session.reply("STARTTLS", replies.READY_FOR_TLS)
     session.reading = ExpectedInput.HANDSHAKE
@@ -226,24 +226,24 @@ def _abandon_transaction(session: SessionState) -> None:
     session.transaction_failed = False
 
 
-def _reset(session: SessionState, arguments: None) -> None:  # noqa: ARG001
+def _reset(session: SessionState, _arguments: None) -> None:
     _abandon_transaction(session)
     session.reply("RSET", replies.OK)
 
 
-def _quit(session: SessionState, arguments: None) -> None:  # noqa: ARG001
+def _quit(session: SessionState, _arguments: None) -> None:
     session.reply_and_close("QUIT", replies.closing(session.settings.hostname), "quit")
 
 
 def _only_say(verb: str, reply: Reply) -> Callable[[SessionState, Any], None]:
-    def effect(session: SessionState, arguments: Any) -> None:  # noqa: ARG001
+    def effect(session: SessionState, _arguments: Any) -> None:
         session.reply(verb, reply)
 
     return effect
 
 
 def _not_here(verb: str) -> Callable[[SessionState, Any], None]:
-    def effect(session: SessionState, arguments: Any) -> None:  # noqa: ARG001
+    def effect(session: SessionState, _arguments: Any) -> None:
         session.protocol_error(verb, replies.NOT_IMPLEMENTED)
 
     return effect

@@ -37,15 +37,15 @@ class BdatCommand:
     last: bool
 
 
-def no_argument(argument: str, settings: SessionSettings) -> Reply | None:  # noqa: ARG001
+def no_argument(argument: str, _settings: SessionSettings) -> Reply | None:
     return replies.NO_ARGUMENT_ALLOWED if argument else None
 
 
-def some_argument(argument: str, settings: SessionSettings) -> str | Reply:  # noqa: ARG001
+def some_argument(argument: str, _settings: SessionSettings) -> str | Reply:
     return argument or replies.BAD_ARGUMENT
 
 
-def any_argument(argument: str, settings: SessionSettings) -> str:  # noqa: ARG001
+def any_argument(argument: str, _settings: SessionSettings) -> str:
     return argument
 
 
@@ -99,7 +99,7 @@ def parse_rcpt(argument: str, settings: SessionSettings) -> Recipient | Reply:
     return Recipient(address, **parameters)
 
 
-def parse_bdat(argument: str, settings: SessionSettings) -> BdatCommand:  # noqa: ARG001
+def parse_bdat(argument: str, _settings: SessionSettings) -> BdatCommand:
     # RFC 3030 §2
     match = _CHUNK.fullmatch(argument)
     if match is None or (match[2] and match[2].upper() != "LAST"):

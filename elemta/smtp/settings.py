@@ -16,7 +16,7 @@ ORDINARY_RECIPIENT = 256
 """What a recipient takes whose address has some thirty octets, and no ORCPT."""
 
 
-def _no_client(ip: IPv4Address | IPv6Address) -> bool:  # noqa: ARG001 - the answer is the same for all
+def _no_client(_ip: IPv4Address | IPv6Address) -> bool:
     return False
 
 

@@ -52,7 +52,7 @@ def check_mail(session: SessionState, command: MailCommand) -> Reply | None:
     return None
 
 
-def mail_rejected(session: SessionState, command: MailCommand | None, reply: Reply) -> None:  # noqa: ARG001
+def mail_rejected(session: SessionState, _command: MailCommand | None, reply: Reply) -> None:
     session.reject_command("MAIL", reply)
     if session.transaction is None:
         session.transaction_failed = True
@@ -76,11 +76,11 @@ def ask_mail(session: SessionState, command: MailCommand) -> MailQuestion:
     return MailQuestion(session.facts, transaction)
 
 
-def sender_accepted(session: SessionState, command: MailCommand) -> None:  # noqa: ARG001
+def sender_accepted(session: SessionState, _command: MailCommand) -> None:
     session.reply("MAIL", replies.SENDER_OK)
 
 
-def sender_refused(session: SessionState, command: MailCommand, answer: Refuse) -> None:  # noqa: ARG001
+def sender_refused(session: SessionState, _command: MailCommand, answer: Refuse) -> None:
     session.refuse("MAIL", answer)
     _fail(session)
 
@@ -141,11 +141,11 @@ def recipient_refused(session: SessionState, recipient: Recipient, answer: Refus
 # DATA
 
 
-def ask_data(session: SessionState, arguments: object) -> DataQuestion:  # noqa: ARG001
+def ask_data(session: SessionState, _arguments: object) -> DataQuestion:
     return DataQuestion(session.facts, _current(session))
 
 
-def start_data(session: SessionState, arguments: object) -> None:  # noqa: ARG001
+def start_data(session: SessionState, _arguments: object) -> None:
     transaction = session.transaction
     assert transaction is not None  # noqa: S101 - as in recipient_accepted
     session.message = DataContent(transaction, session.settings, normalize=session.normalizes_newlines)
@@ -154,7 +154,7 @@ def start_data(session: SessionState, arguments: object) -> None:  # noqa: ARG00
     session.events.append(MessageStarted(transaction))
 
 
-def data_refused(session: SessionState, arguments: object, answer: Refuse) -> None:  # noqa: ARG001
+def data_refused(session: SessionState, _arguments: object, answer: Refuse) -> None:
     session.refuse("DATA", answer)
     _fail(session)
 

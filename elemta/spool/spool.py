@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
@@ -290,7 +290,7 @@ class Spool(QueueLookups, Intake):
             self._now(),
             owes=owes,
         )
-        return cast("Deferred[None]", self._commits.submit(settlement))
+        return self._commits.submit(settlement)
 
     async def write_off(self, owed: Notice) -> None:
         """Drop the notices of these deliveries. UnknownMessage: that is so already; SpoolError."""
@@ -325,7 +325,7 @@ class Spool(QueueLookups, Intake):
         key = row_key(queue_id)
         if key is None:
             return fail(unknown_message(queue_id))
-        return cast("Deferred[None]", self._commits.submit(Assignment(key, queue_id, part, tuple(ways))))
+        return self._commits.submit(Assignment(key, queue_id, part, tuple(ways)))
 
     async def hold(self, queue_id: str, reason: str | None = None, *, by: str = "") -> None:
         """Keep a message from being delivered; without a reason a held one keeps the one that it has.

@@ -217,7 +217,7 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
     def handshakeCompleted(self) -> None:
         self._secured.callback(None)
 
-    def dataReceived(self, data: bytes, unpause: bool = False) -> None:  # noqa: ARG002
+    def dataReceived(self, data: bytes, unpause: bool = False) -> None:
         self._heard = True
         waiting = self.waiting
         next_reply = self._reader.gets
@@ -271,7 +271,7 @@ class ConnectionFactory(Factory):
     def __init__(self, address: ServerAddress, lost: Callable[[Connection], None]) -> None:
         self._address, self._lost = address, lost
 
-    def buildProtocol(self, addr: Any) -> Connection:  # noqa: ARG002
+    def buildProtocol(self, addr: Any) -> Connection:
         connection = Connection(self._address, self._lost)
         connection.factory = self
         return connection

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as OutOfTime
@@ -53,8 +53,7 @@ def ask_for_place(
         if granted:
             give_back()
 
-    waited = cast("Deferred[bool | None]", detached(answer, unwanted, _ignore))
-    return waited.addTimeout(TAKE_SECONDS, clock).addErrback(_too_late)
+    return detached(answer, unwanted, _ignore).addTimeout(TAKE_SECONDS, clock).addErrback(_too_late)
 
 
 def _is_granted(body: bytes) -> bool | None:

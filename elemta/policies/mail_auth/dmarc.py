@@ -10,7 +10,6 @@ from email import policy
 from email.errors import MessageError
 from enum import Enum
 from pathlib import Path
-from typing import cast
 
 import idna
 from publicsuffix2 import PublicSuffixList
@@ -75,7 +74,7 @@ class Suffixes:
 
     def organizational(self, domain: str) -> str:
         """The organizational domain: one label more than the public suffix (RFC 7489 §3.2)."""
-        known = cast(str | None, self._list.get_sld(domain, strict=True))
+        known: str | None = self._list.get_sld(domain, strict=True)
         # Below a top-level domain that the list does not know the library says that domain itself. The list's
         # own rule for it is "*": one label is the suffix.
         return known or ".".join(domain.rsplit(".", 2)[-2:])

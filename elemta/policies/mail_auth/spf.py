@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import IPv6Address
-from typing import Any, cast
+from typing import Any
 
 import spf
 
@@ -52,7 +52,7 @@ class _SpfQuery(spf.query):  # type: ignore[misc]
         self,
         name: str,
         qtype: str,
-        cnames: object = None,  # noqa: ARG002
+        cnames: object = None,
         ignore_void: bool = False,
     ) -> list[Any]:
         """The records as pyspf wants them. Aliases are followed by the resolver."""
@@ -71,16 +71,15 @@ class _SpfQuery(spf.query):  # type: ignore[misc]
         return [_as_pyspf(value, qtype) for value in fact.values]
 
 
-def _is_too_long(value: object) -> bool:
-    text = cast(str, value)
+def _is_too_long(text: Any) -> bool:
     return len(text) > MAX_RECORD and text[:6].lower() == "v=spf1"
 
 
-def _as_pyspf(value: object, qtype: str) -> object:
+def _as_pyspf(value: Any, qtype: str) -> object:
     if qtype == "AAAA":
-        return IPv6Address(cast(str, value)).packed
+        return IPv6Address(value).packed
     if qtype == "TXT":
-        return (cast(str, value).encode("utf-8", "surrogateescape"),)
+        return (value.encode("utf-8", "surrogateescape"),)
     return value
 
 
