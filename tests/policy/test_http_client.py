@@ -16,7 +16,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from elemta.errors import BackendError
-from elemta.policy import http_client
+from elemta.policy import http_agent, http_client
 from elemta.policy.call_context import CallContext, calling
 from elemta.policy.doubles import ScriptedHttp, http_answer
 from elemta.policy.http_client import AgentClient, HttpHeaders, TimedClient
@@ -69,8 +69,8 @@ class Server:
 
     @property
     def connections(self) -> int:
-        kept = self.agent._pool
-        return 0 if kept is None else sum(map(len, kept._connections.values()))
+        kept = self.agent._agent
+        return 0 if kept is None else sum(map(len, kept._pool._connections.values()))
 
 
 @pytest_twisted.async_yield_fixture
@@ -106,7 +106,7 @@ async def test_connections_are_kept_for_the_next_request_and_closed_at_the_end(s
     await gatherResults(
         [Deferred.fromCoroutine(server.client.request("GET", f"{server.url}/echo")) for _ in range(30)]
     )
-    await until(lambda: 1 <= server.connections <= http_client.CONNECTIONS)
+    await until(lambda: 1 <= server.connections <= http_agent.CONNECTIONS)
     server.agent.close()
     assert server.connections == 0
 
