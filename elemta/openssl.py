@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-
 from OpenSSL import SSL, crypto
 from service_identity import CertificateError, VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
+
+from elemta.foreign_text import is_ip_address
 
 
 def openssl_words(error: BaseException | None) -> str:
@@ -19,19 +19,10 @@ def openssl_words(error: BaseException | None) -> str:
     return "; ".join(str(entry[-1]) for entry in entries if entry) or "OpenSSL gives no reason"
 
 
-def is_address(host: str) -> bool:
-    """Whether a host is named by its IP address."""
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 def has_certificate_of(connection: SSL.Connection, host: str) -> bool:
     """Whether the peer's certificate, whose chain holds, is one of this name or address."""
     try:
-        if is_address(host):
+        if is_ip_address(host):
             verify_ip_address(connection, host)
         else:
             # RFC 6125 §6

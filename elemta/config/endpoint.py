@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 
 from elemta.config.values import Unacceptable, nearest
+from elemta.foreign_text import is_ip_address
 
 _PART = re.compile(r"((?:[^\\:=]|\\.)*)([:=]?)", re.DOTALL)
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.+-]*")
@@ -102,7 +103,7 @@ def _check_tcp(arguments: list[str], keyed: Mapping[str, str]) -> None:
     if len(ports) != 1 or not re.fullmatch(r"[0-9]{1,5}", ports[0]) or int(ports[0]) > 65535:
         raise Unacceptable('must have one port from 0 to 65535, as in "tcp:25"')
     interface = keyed.get("interface", arguments[1] if len(arguments) > 1 else "")
-    if len(arguments) > 2 or (interface and not _is_address(interface)):
+    if len(arguments) > 2 or (interface and not is_ip_address(interface)):
         problem = 'must have an IP address as its interface, as in "tcp:25:interface=192.0.2.1"'
         raise Unacceptable(problem, r"the colons of an IPv6 address are escaped: interface=2001\:db8\:\:1")
 
@@ -143,19 +144,11 @@ _CHECKS: Mapping[str, Callable[[list[str], Mapping[str, str]], None]] = {
 }
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _address_hint(text: str) -> str:
     host, _, port = text.rpartition(":")
     if port.isdecimal() and not host:
         return f'did you mean "tcp:{port}"?'
-    if port.isdecimal() and _is_address(host.strip("[]")):
+    if port.isdecimal() and is_ip_address(host.strip("[]")):
         escaped = host.strip("[]").replace(":", r"\:")
         return f'did you mean "tcp:{port}:interface={escaped}"?'
     return f"known are {', '.join(_KINDS)}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from elemta.config.values import Unacceptable
+from elemta.foreign_text import is_ip_address
 
 # RFC 5321 §4.1.2 Domain, with the lengths of RFC 1035 §2.3.4
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
@@ -25,12 +26,8 @@ def is_host_name(text: str) -> bool:
 
 def is_remote_host(text: str) -> bool:
     """Whether the text names another host: an IP address, or a name that a resolver may know."""
-    try:
-        ip_address(text)
-    except ValueError:
-        # An underscore is in no host name, but in names that container networks resolve.
-        return is_host_name(text.replace("_", "a"))
-    return True
+    # An underscore is in no host name, but in names that container networks resolve.
+    return is_ip_address(text) or is_host_name(text.replace("_", "a"))
 
 
 def check_hostname(text: str) -> None:

@@ -7,7 +7,6 @@ import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +14,7 @@ from elemta.config import Config, SubmissionConfig, load
 from elemta.config.choices import ListenerTLS, Role
 from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG
 from elemta.errors import ConfigError
+from elemta.foreign_text import is_ip_address
 
 _MAILNAME: Final = Path("/etc/mailname")
 _TCP: Final = re.compile(r"tcp6?:(?:port=)?([0-9]+)(?::|$)")
@@ -76,15 +76,7 @@ def _host(endpoint: str) -> str:
     text = found[1].replace("\\:", ":") if found else ""
     if not text and endpoint.startswith("tcp6:"):
         return "::1"
-    return _LOOPBACK.get(text, text if _is_address(text) else "127.0.0.1")
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
+    return _LOOPBACK.get(text, text if is_ip_address(text) else "127.0.0.1")
 
 
 def own_name() -> str:

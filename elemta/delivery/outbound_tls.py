@@ -13,7 +13,8 @@ from zope.interface import implementer
 
 from elemta.delivery.connection_terms import load_authorities
 from elemta.domains import canonical_domain
-from elemta.openssl import has_certificate_of, is_address, openssl_words
+from elemta.foreign_text import is_ip_address
+from elemta.openssl import has_certificate_of, openssl_words
 from elemta.smtp.session_info import TLSInfo
 
 # What OpenSSL says about a chain that does not hold, by its number (X509_V_ERR_...).
@@ -98,7 +99,7 @@ class OutboundHandshake:
         self._under_way = under_way
         self._verified = verified
         self._host = canonical_domain(host)
-        self._is_address = is_address(self._host)
+        self._is_address = is_ip_address(self._host)
         self.chain_error = 0
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:

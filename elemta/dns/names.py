@@ -8,6 +8,7 @@ import dns.reversename
 from elemta.dns.answers import IPAddress
 from elemta.domains import canonical_domain
 from elemta.errors import NoSuchDomain
+from elemta.foreign_text import printable
 
 # RFC 1035 §2.3.4: 255 octets on the wire, which has one for the length of each label and one for the root.
 _LONGEST = 253
@@ -72,5 +73,5 @@ def _is_label(label: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    printable = "".join(char if char.isprintable() else "?" for char in text[: _LONGEST_SHOWN + 1])
-    return printable if len(printable) <= _LONGEST_SHOWN else printable[: _LONGEST_SHOWN - 3] + "..."
+    shown = printable(text[: _LONGEST_SHOWN + 1])
+    return shown if len(shown) <= _LONGEST_SHOWN else shown[: _LONGEST_SHOWN - 3] + "..."

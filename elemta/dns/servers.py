@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from elemta.dns.system_file import SystemFile
+from elemta.foreign_text import is_ip_address
 
 RESOLV_CONF = "/etc/resolv.conf"
 PORT = 53
@@ -75,14 +75,6 @@ def nameservers_in(lines: tuple[str, ...]) -> tuple[Nameserver, ...]:
     found = []
     for line in lines:
         words = line.split()
-        if len(words) >= 2 and words[0] == "nameserver" and _is_address(words[1]):
+        if len(words) >= 2 and words[0] == "nameserver" and is_ip_address(words[1]):
             found.append(Nameserver(words[1]))
     return tuple(dict.fromkeys(found))[:_MOST] or (Nameserver("127.0.0.1"),)
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from elemta.address import Address
 from elemta.envelope import Recipient
+from elemta.foreign_text import printable
 from elemta.message.dsn_text import WIDTH, explanation, mta_name, plain, shown
 from elemta.message.header_reader import header_size
 from elemta.message.headers import MAX_HEADER, Headers, read_headers
@@ -207,7 +208,7 @@ def _subject(notice: Notice) -> str:
 
 
 def _to(sender: Address) -> str:
-    text = _one_line(str(sender))
+    text = printable(str(sender))
     return f"<{text}>" if len(text.encode()) <= _LONGEST_FIELD else "undisclosed-recipients:;"
 
 
@@ -292,7 +293,7 @@ def _address_field(name: str, kind: str, address: str, *, utf8: bool) -> str:
     """A field with an address, never folded, for a fold would change it; "" where there is none that fits."""
     if not address:
         return ""
-    text = _one_line(address)
+    text = printable(address)
     if kind.lower() == "utf-8" or not text.isascii():
         # RFC 6533 §3: as it is where the part may be in UTF-8, else in its form for ASCII.
         kind, text = "utf-8", text if utf8 and not text.isascii() else _unitext(text)
@@ -319,9 +320,5 @@ def _unitext(text: str) -> str:
     )
 
 
-def _one_line(text: str) -> str:
-    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
-
-
 def _ascii(text: str) -> str:
-    return _one_line(text).encode("ascii", "replace").decode("ascii")
+    return printable(text).encode("ascii", "replace").decode("ascii")

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 
 from elemta.address import Address
 from elemta.envelope import Recipient
+from elemta.foreign_text import printable
 from elemta.message.encoded_words import decode_words
 from elemta.message.notice import DsnAction, Notice, NoticeKind, NoticeSettings
 from elemta.message.trace import date_time
@@ -201,12 +202,12 @@ def plain(text: str, limit: int = _LONGEST_TEXT) -> str:
     Runs of white space become one blank; a word too long for a line of a message is parted.
     """
     line = " ".join(text[:limit].split())
-    return _LONG_WORD.sub(r"\1 ", _printable(line))
+    return _LONG_WORD.sub(r"\1 ", printable(line))
 
 
 def shown(address: Address) -> str:
     """An address for people: printable and bounded."""
-    text = _printable(str(address))
+    text = printable(str(address))
     limit = _LONGEST_ASCII_ADDRESS if text.isascii() else _LONGEST_ADDRESS
     return text if len(text) <= limit else f"{text[:limit]}..."
 
@@ -239,7 +240,3 @@ def span(seconds: float) -> str:
         if seconds >= 1.95 * length:
             return f"{round(seconds / length)} {name}s"
     return f"{max(0, round(seconds))} seconds"
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from elemta.foreign_text import printable
 from elemta.smtp.reply import Reply
 
 # RFC 5321 §4.5.3.1.5 allows 512 octets a line; real servers write more. What is beyond this is left out.
@@ -95,20 +96,20 @@ class ReplyReader:
             return None
         match = (_LINE_INSIDE if self._lines else _REPLY_LINE).match(line)
         if match is None and not self._lines:
-            raise MalformedReplyError(f"what is no reply: {printable(line[:60])}")
+            raise MalformedReplyError(f"what is no reply: {_shown(line[:60])}")
         if len(self._lines) >= MAX_LINES:
             raise MalformedReplyError(f"a reply of more than {MAX_LINES} lines or {MAX_REPLY} octets")
         if match is None:
-            self._lines.append(_Line(self._lines[-1].code, printable(line)))
+            self._lines.append(_Line(self._lines[-1].code, _shown(line)))
             return None
         code, separator, text = int(match[1]), match[2], match[3] or b""
         if self._lines and not _same_meaning(self._lines[-1].code, code):
             # RFC 5321 §4.2.1: every line has the same code. One that says yes and no has no meaning.
             raise MalformedReplyError(f"a reply whose code changes from {self._lines[-1].code} to {code}")
         if separator == b"-":
-            self._lines.append(_Line(code, printable(text)))
+            self._lines.append(_Line(code, _shown(text)))
             return None
-        reply = _reply(code, [*[each.text for each in self._lines], printable(text)])
+        reply = _reply(code, [*[each.text for each in self._lines], _shown(text)])
         self._lines, self._size = [], 0
         return reply
 
@@ -118,12 +119,8 @@ def _same_meaning(first: int, second: int) -> bool:
     return first // 100 == second // 100 or (first >= 400 and second >= 400)
 
 
-def printable(text: bytes) -> str:
-    """Text of a peer as it may be logged and shown: what is not printable becomes ``?``."""
-    decoded = text.decode("utf-8", "replace")
-    if decoded.isprintable():
-        return decoded
-    return "".join(char if char.isprintable() else "?" for char in decoded)
+def _shown(text: bytes) -> str:
+    return printable(text.decode("utf-8", "replace"))
 
 
 def _reply(code: int, lines: list[str]) -> Reply:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from elemta.foreign_text import printable
+
 # RFC 5321 §4.5.3.1.5: a reply line is at most 512 octets with the code and CRLF.
 _LONGEST_TEXT = 480
 
@@ -46,14 +48,9 @@ class Reply:
         return f"{self.code} {self.enhanced} {self.text}" if self.enhanced else f"{self.code} {self.text}"
 
 
-def _printable(line: str) -> str:
-    cleaned = line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)
-    return cleaned[:_LONGEST_TEXT]
-
-
 def _encoded(reply: Reply) -> bytes:
     prefix = f"{reply.enhanced} " if reply.enhanced else ""
-    lines = [prefix + _printable(line) for line in reply.lines] or [prefix]
+    lines = [prefix + printable(line)[:_LONGEST_TEXT] for line in reply.lines] or [prefix]
     out = [f"{reply.code}-{line}\r\n" for line in lines[:-1]]
     out.append(f"{reply.code} {lines[-1]}\r\n")
     # RFC 6531 §3.7.4.2: text beyond ASCII is only for clients that asked for it; ours never needs it.

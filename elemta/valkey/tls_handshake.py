@@ -10,7 +10,8 @@ from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from elemta.openssl import has_certificate_of, is_address, openssl_words
+from elemta.foreign_text import is_ip_address
+from elemta.openssl import has_certificate_of, openssl_words
 from elemta.valkey.tls import TLS, ValkeyTLSRefused
 
 
@@ -37,7 +38,7 @@ class ValkeyHandshake:
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         connection = SSL.Connection(self._context, None)
         # RFC 6066 §3: an address is no server name
-        if not is_address(self._name):
+        if not is_ip_address(self._name):
             connection.set_tlsext_host_name(self._name.encode("ascii"))
         return connection
 
