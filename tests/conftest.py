@@ -73,6 +73,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
+@pytest.fixture
+def events() -> Iterator[list[LogEvent]]:
+    """What is logged."""
+    seen: list[LogEvent] = []
+    globalLogPublisher.addObserver(seen.append)
+    yield seen
+    globalLogPublisher.removeObserver(seen.append)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _only_this_modules_garbage() -> None:
     """What was imported and kept by now stays: a collection after a test looks at newer objects only.

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import CancelledError
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent
 
 from elemta.address import NULL, Address
 from elemta.delivery.bounces import notices_for, submit, undeliverable_reason
@@ -309,14 +309,6 @@ def test_everybody_gets_at_most_one_notice_and_only_what_was_asked_for(
 
 
 # Into the spool
-
-
-@pytest.fixture
-def events() -> Iterator[list[LogEvent]]:
-    seen: list[LogEvent] = []
-    globalLogPublisher.addObserver(seen.append)
-    yield seen
-    globalLogPublisher.removeObserver(seen.append)
 
 
 ORIGINAL = b"Received: from a by b; now\r\nMessage-ID: <1@example.org>\r\nSubject: x\r\n\r\nhello\r\n"

@@ -22,8 +22,9 @@ from elemta.delivery.routes import NextHopRoute
 from elemta.delivery.settings import DeliverySettings
 from elemta.metrics import DeliveryMetrics
 from elemta.outcome import Outcome, ReachedStage, Status
-from tests.support.hops import CLOSE, Harbour, SecureHop, message, open_content, reactor, read, until
+from tests.support.hops import CLOSE, Harbour, SecureHop, message, open_content, reactor, read
 from tests.support.metrics import record
+from tests.support.waiting import until
 
 SETTINGS = DeliverySettings("me.example", connect_timeout=5.0, head_start=0.1)
 LOCAL = ip_address("127.0.0.1")

@@ -34,9 +34,9 @@ from tests.support.hops import (
     open_content,
     reactor,
     read,
-    until,
 )
 from tests.support.metrics import record
+from tests.support.waiting import until
 
 SETTINGS = DeliverySettings("me.example", connect_timeout=5.0)
 NAME = "mx.example.test"

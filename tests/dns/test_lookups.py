@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -27,6 +27,7 @@ from elemta.metrics import DnsMetrics
 from elemta.runtime import Runtime
 from tests.support.metrics import value
 from tests.support.nameservers import ScriptedNameserver, free_dns_port, reply
+from tests.support.waiting import until
 
 reactor: Any = real_reactor
 
@@ -367,13 +368,6 @@ def open_sockets() -> int:
         with contextlib.suppress(OSError):
             found += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
     return found
-
-
-async def until(done: Callable[[], bool]) -> None:
-    started = time.monotonic()
-    while not done():
-        assert time.monotonic() - started < 30
-        await deferLater(reactor, 0.01)
 
 
 @ensureDeferred

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent
 
 from elemta.config import WhenValkeyIsDown
 from elemta.errors import StoreUnavailable
@@ -42,14 +41,6 @@ def clock() -> Clock:
 @pytest.fixture
 def server(clock: Clock) -> LocalStore:
     return LocalStore(clock)
-
-
-@pytest.fixture
-def events() -> Iterator[list[LogEvent]]:
-    seen: list[LogEvent] = []
-    globalLogPublisher.addObserver(seen.append)
-    yield seen
-    globalLogPublisher.removeObserver(seen.append)
 
 
 def modes(events: list[LogEvent]) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -33,25 +32,8 @@ from elemta.limits.rules import Subject
 from elemta.limits.store import Decision, ILimitStore, LimitSpec, Request, Usage
 from elemta.metrics import LimitMetrics
 from elemta.smtp.events import Stage
+from tests.support.limit_subjects import Session, Transaction
 from tests.support.metrics import record
-
-CLIENT = ip_address("192.0.2.1")
-SENDER = Address("jane", "example.org")
-
-
-@dataclass
-class Session:
-    client_ip: IPv4Address | IPv6Address = CLIENT
-    listener: str = "mx"
-    helo: str = "client.example"
-    user: str | None = None
-
-
-@dataclass
-class Transaction:
-    sender: Address = SENDER
-    recipients: list[Recipient] = field(default_factory=list)
-    size: int = 0
 
 
 class Counted(LimitMetrics):

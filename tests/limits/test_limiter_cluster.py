@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any
 
 from hypothesis import given, settings
@@ -17,25 +16,11 @@ from elemta.config import Counts, Identity, LimitConfig, Mode, OnExceed, Rate, R
 from elemta.envelope import Recipient
 from elemta.limits import Charge, Limiter, LocalStore, OutboundCharge, rules_from_config
 from elemta.smtp.events import Stage
+from tests.support.limit_subjects import Session, Transaction
 from tests.support.remote import LATENCY, Node, pass_time
 
 _ON_THE_WAY_OUT = {Identity.DESTINATION}
 _OF_A_MESSAGE = {Identity.SENDER, Identity.SENDER_DOMAIN, Identity.RECIPIENT, Identity.RECIPIENT_DOMAIN}
-
-
-@dataclass
-class Session:
-    client_ip: IPv4Address | IPv6Address
-    listener: str
-    helo: str
-    user: str | None
-
-
-@dataclass
-class Transaction:
-    sender: Address
-    recipients: list[Recipient] = field(default_factory=list)
-    size: int = 0
 
 
 @st.composite

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
 from typing import Any
 
@@ -16,18 +15,11 @@ from elemta.config import AuthConfig, Counts, Identity, LimitConfig, Rate, Resou
 from elemta.limits import Limiter, rules_from_config
 from elemta.limits.known_logins import LoginHistory
 from tests.limits.test_cluster_valkey import Member
+from tests.support.limit_subjects import Session
 from tests.support.valkey import ValkeyServer
 from tests.support.waiting import until
 
 OFFICE, NEIGHBOUR, ELSEWHERE = (ip_address(each) for each in ("192.0.2.10", "192.0.2.11", "203.0.113.7"))
-
-
-@dataclass
-class Session:
-    client_ip: Any
-    listener: str = "mx"
-    helo: str = "client.test"
-    user: str | None = None
 
 
 @pytest.fixture(scope="module")

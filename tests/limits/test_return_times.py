@@ -6,8 +6,7 @@ import math
 import random
 import re
 from collections import Counter
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -15,30 +14,15 @@ from twisted.internet.task import Clock
 
 from elemta.address import Address
 from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig, WhenValkeyIsDown
-from elemta.envelope import Recipient
 from elemta.errors import StoreUnavailable
 from elemta.limits import Charge, Limiter, LimitRefusal, LocalStore, rules_from_config
 from elemta.limits.explaining_limiter import ExplainingLimiter
 from elemta.limits.return_times import CLIENTS_A_SECOND, LONGEST_SPREAD, MAX_PROMISES, SHORTEST_SPREAD
 from elemta.policy import limit_verdict
 from elemta.stage import Stage
+from tests.support.limit_subjects import Session, Transaction
 
 CROWD = 1000
-
-
-@dataclass
-class Session:
-    client_ip: IPv4Address | IPv6Address
-    listener: str = "mx"
-    helo: str = "client.example"
-    user: str | None = None
-
-
-@dataclass
-class Transaction:
-    sender: Address = field(default_factory=lambda: Address("jane", "example.org"))
-    recipients: list[Recipient] = field(default_factory=list)
-    size: int = 1000
 
 
 class DownStore(LocalStore):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
 import pytest
 
@@ -23,24 +22,7 @@ from elemta.envelope import Recipient
 from elemta.errors import ConfigError
 from elemta.limits.rules import Rule, Subject, rules_from_config, stage_of
 from elemta.smtp.events import Stage
-
-CLIENT = ip_address("192.0.2.1")
-SENDER = Address("jane", "example.org")
-
-
-@dataclass
-class Session:
-    client_ip: IPv4Address | IPv6Address = CLIENT
-    listener: str = "mx"
-    helo: str = "client.example"
-    user: str | None = None
-
-
-@dataclass
-class Transaction:
-    sender: Address = SENDER
-    recipients: list[Recipient] = field(default_factory=list)
-    size: int = 0
+from tests.support.limit_subjects import Session, Transaction
 
 
 def recipient(text: str) -> Recipient:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
-from twisted.logger import LogEvent, LogLevel, globalLogPublisher
+from twisted.logger import LogEvent, LogLevel
 from zope.interface import implementer
 
 from elemta.auth.authenticator import Authenticator
@@ -205,15 +205,15 @@ async def reply_of(client: Client) -> list[str]:
     raise AssertionError("no reply")
 
 
-async def until(true: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait for what threads and the reactor bring about."""
-    from twisted.internet import reactor
-
-    for _ in range(int(seconds / 0.005)):
-        if true():
-            return
-        await deferLater(reactor, 0.005)
-    raise AssertionError("it did not come to pass")
+async def spooled(place: Place, message: bytes) -> bytes:
+    """The message as it is stored after it was accepted."""
+    client = place.connect()
+    client.envelope()
+    client.protocol.dataReceived(message.replace(b"\r\n.", b"\r\n..") + b".\r\n")
+    (reply,) = await reply_of(client)
+    assert reply.startswith("250 "), reply
+    with await place.spool.open_content(reply.split()[-1]) as content:
+        return content.read()
 
 
 class Place:
@@ -345,12 +345,3 @@ def place(certificate: ServerCertificate, open_spool: Any, disk: StuckDisk) -> I
     made = Place(spool, certificate)
     yield made
     made.close()
-
-
-@pytest.fixture
-def events() -> Iterator[list[LogEvent]]:
-    """What is logged."""
-    seen: list[LogEvent] = []
-    globalLogPublisher.addObserver(seen.append)
-    yield seen
-    globalLogPublisher.removeObserver(seen.append)

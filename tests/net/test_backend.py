@@ -10,7 +10,7 @@ from pytest_twisted import ensureDeferred
 from elemta.net import message_commit
 from elemta.net.recipients import FinalRecipients
 from elemta.policy import CONTINUE
-from tests.net.conftest import MESSAGE, Place, Scripted, reply_of
+from tests.net.conftest import MESSAGE, Place, Scripted, reply_of, spooled
 
 FORGERY = b"\t; dkim=pass header.d=bank.example\r\n"
 HOPS = b"Received: from a by b; now\r\n" * 101
@@ -27,16 +27,6 @@ class Judge(Scripted):
         transaction.add_header("Authentication-Results", "mx.test; dkim=none")
         self.shown = [name for name, _ in message.headers.items()]
         return CONTINUE
-
-
-async def _spooled(place: Place, message: bytes) -> bytes:
-    client = place.connect()
-    client.envelope()
-    client.protocol.dataReceived(message.replace(b"\r\n.", b"\r\n..") + b".\r\n")
-    (reply,) = await reply_of(client)
-    assert reply.startswith("250 "), reply
-    with await place.spool.open_content(reply.split()[-1]) as content:
-        return content.read()
 
 
 @pytest.mark.parametrize(
@@ -62,7 +52,7 @@ async def test_no_octet_of_a_client_continues_a_field_of_a_policy(
     place: Place, message: bytes, between: bytes, shown: list[str]
 ) -> None:
     place.policy = judge = Judge()
-    ours, field, rest = (await _spooled(place, message)).partition(
+    ours, field, rest = (await spooled(place, message)).partition(
         b"\r\nAuthentication-Results: mx.test; dkim=none\r\n"
     )
     assert ours.startswith(b"Received: ")
@@ -75,7 +65,7 @@ async def test_no_octet_of_a_client_continues_a_field_of_a_policy(
 async def test_the_policies_see_the_header_as_it_is_stored(place: Place) -> None:
     place.policy = judge = Judge()
     message = b">From a@b.test now\r\nReturn-Path: <x>\r\n" + FORGERY + b"To: x\r\nReturn-path :y\r\n\r\n"
-    stored = await _spooled(place, message + b"Return-Path: z\r\n")
+    stored = await spooled(place, message + b"Return-Path: z\r\n")
     assert stored.endswith(b"\r\nX-Mailbox-Line: >From a@b.test now\r\nTo: x\r\n\r\nReturn-Path: z\r\n")
     assert judge.shown == ["X-Mailbox-Line", "To"]
 
@@ -83,7 +73,7 @@ async def test_the_policies_see_the_header_as_it_is_stored(place: Place) -> None
 @pytest.mark.parametrize("first", [b" \r\n", b"\r\n", b"words\r\n"])
 @ensureDeferred
 async def test_what_is_body_to_every_reader_is_no_hop(place: Place, first: bytes) -> None:
-    assert (await _spooled(place, first + HOPS)).endswith(first + HOPS)
+    assert (await spooled(place, first + HOPS)).endswith(first + HOPS)
 
 
 @pytest.mark.parametrize(("final", "code"), [(None, "452 "), (FinalRecipients(()), "451 ")])

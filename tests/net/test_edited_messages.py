@@ -12,7 +12,7 @@ from pytest_twisted import ensureDeferred
 
 from elemta.config import OnError
 from elemta.policy import CONTINUE, Quarantine, Reject
-from tests.net.conftest import Place, Scripted, reply_of
+from tests.net.conftest import Place, Scripted, reply_of, spooled
 
 ONE, YES, NO = b"Subject: one\r\n", b"X-Spam: yes\r\n", b"x-spam: no\r\n"
 TWO = b"Subject: two\r\n\tfolded\r\n"
@@ -33,16 +33,6 @@ class Editing(Scripted):
         for edit in self.edits:
             edit(message)
         return self.verdict
-
-
-async def spooled(place: Place, message: bytes) -> bytes:
-    client = place.connect()
-    client.envelope()
-    client.protocol.dataReceived(message.replace(b"\r\n.", b"\r\n..") + b".\r\n")
-    (reply,) = await reply_of(client)
-    assert reply.startswith("250 "), reply
-    with await place.spool.open_content(reply.split()[-1]) as content:
-        return content.read()
 
 
 def parts(stored: bytes) -> tuple[bytes, bytes]:

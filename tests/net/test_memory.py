@@ -24,8 +24,9 @@ from elemta.net.input_flow import MOST_WAITING_INPUT, READ_COMMANDS, READ_COMMAN
 from elemta.net.proxy import ProxyPreamble
 from elemta.policy import CONTINUE
 from elemta.smtp.memory import SMALL_ENVELOPE, SessionMemory
-from tests.net.conftest import Client, Place, until
+from tests.net.conftest import Client, Place
 from tests.support.metrics import record
+from tests.support.waiting import until
 
 KIB = 1024
 SESSIONS = 10

@@ -10,7 +10,8 @@ import pytest
 from pytest_twisted import ensureDeferred
 
 from elemta.policy import Defer, Reject
-from tests.net.conftest import BLOCK, Client, Place, reply_of, until
+from tests.net.conftest import BLOCK, Client, Place, reply_of
+from tests.support.waiting import until
 
 LARGE = BLOCK * 300
 End = Callable[[Place, Client], Awaitable[None]]

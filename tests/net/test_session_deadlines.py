@@ -15,7 +15,8 @@ from elemta.config import ListenerTLS
 from elemta.net.timeouts import ANSWER_SECONDS, CLOSING_SECONDS, HANDSHAKE_SECONDS, UNREAD_SECONDS
 from elemta.policy import CONTINUE, Reject
 from elemta.spool import MessageState
-from tests.net.conftest import BLOCK, Place, StuckDisk, errors, reply_of, until
+from tests.net.conftest import BLOCK, Place, StuckDisk, errors, reply_of
+from tests.support.waiting import until
 
 TIMEOUT = "421 4.4.2 Timeout, closing connection"
 

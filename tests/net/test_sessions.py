@@ -20,7 +20,8 @@ from elemta.policy import CONTINUE, Reject
 from elemta.smtp import events as session_events
 from elemta.smtp.events import Event, PauseQuestion, Question
 from elemta.spool import MessageState
-from tests.net.conftest import BLOCK, MESSAGE, Place, StuckDisk, errors, reply_of, until
+from tests.net.conftest import BLOCK, MESSAGE, Place, StuckDisk, errors, reply_of
+from tests.support.waiting import until
 
 SHUTTING_DOWN = "421 4.3.2 Service shutting down, try again later"
 

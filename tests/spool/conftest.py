@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
-from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.spool import Disk, Spool, SpoolSettings
 from tests.spool.mail import Counted
@@ -41,12 +40,3 @@ def open_spool(tmp_path: Path, counted: Counted) -> Iterator[OpenSpool]:
     yield open_
     for spool in opened:
         pytest_twisted.blockon(Deferred.fromCoroutine(spool.close()))
-
-
-@pytest.fixture
-def events() -> Iterator[list[LogEvent]]:
-    """What is logged."""
-    seen: list[LogEvent] = []
-    globalLogPublisher.addObserver(seen.append)
-    yield seen
-    globalLogPublisher.removeObserver(seen.append)

@@ -16,7 +16,6 @@ from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, U
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from elemta.address import Address
@@ -205,12 +204,3 @@ class Harbour:
             await maybeDeferred(port.stopListening)
         for closed in self._closed:
             closed.close()
-
-
-async def until(true: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait until it is so."""
-    for _ in range(int(seconds / 0.005)):
-        if true():
-            return
-        await deferLater(reactor, 0.005)
-    raise AssertionError("it did not come to pass")

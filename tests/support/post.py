@@ -21,6 +21,7 @@ from elemta.outcome import Outcome
 from elemta.policy.delivery_hooks import DeliveryHooks
 from elemta.runtime import Runtime
 from elemta.spool import MessageRecord, MessageState, Spool, Submission
+from tests.support.waiting import until
 
 reactor: Any = _reactor
 CLOSE = b"<close>"
@@ -197,11 +198,7 @@ class Post:
         return (await self.spool.commit(writer, submission)).queue_id
 
     async def until(self, true: Callable[[], object], seconds: float = 60.0) -> None:
-        for _ in range(int(seconds / 0.005)):
-            if true():
-                return
-            await deferLater(reactor, 0.005)
-        raise AssertionError("it did not come to pass")
+        await until(true, patience=seconds)
 
     async def idle(self, attempts: int = 1) -> None:
         """Wait until so many attempts were made and recorded."""

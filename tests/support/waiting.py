@@ -9,6 +9,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+_LOOK_SECONDS = 0.005
+
 
 async def pause(seconds: float) -> None:
     """Let the reactor run for a while."""
@@ -16,12 +18,15 @@ async def pause(seconds: float) -> None:
 
 
 async def until(condition: Callable[[], Any], what: str = "", patience: float = 60.0) -> Any:
-    """The first true value of ``condition``, asked every few milliseconds."""
-    deadline = reactor.seconds() + patience
-    while not (value := condition()):
-        assert reactor.seconds() < deadline, f"did not come to pass in {patience:.0f} s: {what or condition}"
-        await pause(0.005)
-    return value
+    """The first true value of ``condition``, asked every few milliseconds.
+
+    It is asked for so many seconds, and longer where the machine is slow.
+    """
+    for _ in range(int(patience / _LOOK_SECONDS)):
+        if value := condition():
+            return value
+        await pause(_LOOK_SECONDS)
+    raise AssertionError(f"did not come to pass in {patience:.0f} s: {what or condition}")
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]], patience: float = 60.0) -> Any:
