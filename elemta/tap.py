@@ -104,7 +104,7 @@ def _shared_resources(config: Config, runtime: Runtime) -> SharedResources:
     from elemta.daemon.worker_orders import worker_count
 
     if worker_count(config.server.workers) > 1:
-        from elemta.daemon.supervised_membership import supervisor_config
+        from elemta.daemon.membership_server import supervisor_config
 
         config = supervisor_config(config)
     return SharedResources.from_config(config, runtime)

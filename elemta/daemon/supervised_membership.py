@@ -1,11 +1,6 @@
-"""What workers share, at both ends of their channels: at the supervisor, and in each worker.
+"""The membership of a worker: all of it is the supervisor's.
 
-The supervisor is the node; it has the one membership, and serves it::
-
-    served = MembershipServer(runtime, fleet, prefix, max_connections=most)
-    served.serve(channel)                        # before the channel is opened, one for each worker
-    served.start()                               # after fleet.start(member)
-    served.forget(limit, identity)               # from LocalNode.forget: another node reset a limit
+The other end: :mod:`elemta.daemon.membership_server`.
 
 A worker has no other way to the cluster::
 
@@ -14,170 +9,47 @@ A worker has no other way to the cluster::
         runtime,
         lambda metrics: SupervisedMembership(runtime, config, metrics, channel, workers=4),
     )
-
-The supervisor itself asks Valkey within :data:`~elemta.workers.limit_client.SUPERVISOR_SHARE` of the
-configured deadline (:func:`supervisor_config`), so that a worker has an answer within all of it.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.config import Config
 from elemta.daemon.cluster import JOIN_SECONDS
-from elemta.daemon.lease_link import SupervisorScripts, serve_leases
-from elemta.daemon.membership import (
-    LimiterStatus,
-    LocalNode,
-    Membership,
-    NoOtherNodes,
-    ValkeyStatus,
-)
+from elemta.daemon.lease_link import SupervisorScripts
+from elemta.daemon.membership import LimiterStatus, LocalNode, NoOtherNodes, ValkeyStatus
 from elemta.daemon.spool_lease import LeaseOwner, SpoolLease
 from elemta.daemon.worker_orders import WITHOUT_VALKEY_SECONDS
-from elemta.errors import ChannelRefused, StoreUnavailable
 from elemta.limits.failover import BreakerState, CountingMode
 from elemta.limits.lease_renewal import LeaseRenewal
 from elemta.limits.memory import LocalStore
 from elemta.limits.nodes import MAX_PUBLISHED
-from elemta.limits.refusals import RememberedRefusal
-from elemta.limits.store import LimitSpec, Request
+from elemta.limits.store import Request
 from elemta.metrics import Metrics, one_of
 from elemta.policy.policy_store import Store
 from elemta.runtime import Runtime
 from elemta.workers.channel import Channel
-from elemta.workers.handshake_places import HandshakeServer, WorkerHandshakes
-from elemta.workers.host_state import HostState, HostStateServer
-from elemta.workers.limit_bodies import Words, distrust, read, text, write
-from elemta.workers.limit_client import SUPERVISOR_SHARE, UNAVAILABLE, as_unavailable, worker_store
-from elemta.workers.limit_server import FORGET, LimitServer, ServedStore
-from elemta.workers.outages import OutageServer
-from elemta.workers.policy_stores import PolicyStoreServer, WorkerPolicyStores
+from elemta.workers.handshake_places import WorkerHandshakes
+from elemta.workers.host_state import HostState
+from elemta.workers.limit_bodies import distrust, read, text, write
+from elemta.workers.limit_client import as_unavailable, worker_store
+from elemta.workers.limit_server import FORGET
+from elemta.workers.policy_stores import WorkerPolicyStores
 from elemta.workers.slot_client import ConnectionCredit, WorkerSlots
-from elemta.workers.slot_server import SlotServer
 
 _log = Logger()
 
-_ANNOUNCE, _REFUSED = "host.announce_reset", "host.refused"
+ANNOUNCE, REFUSED = "host.announce_reset", "host.refused"
 _REFUSED_SECONDS = 1.0
 _ANNOUNCE_SECONDS = 2.0
-
-
-def supervisor_config(config: Config) -> Config:
-    """The configuration by which the supervisor asks Valkey."""
-    resources = config.resources
-    return replace(
-        config, resources=replace(resources, valkey_deadline=resources.valkey_deadline * SUPERVISOR_SHARE)
-    )
-
-
-class MembershipServer:
-    """Serves the supervisor's membership to its workers. See the module's words.
-
-    ``max_connections`` gives the number of clients that all of them may have, as it is now.
-    """
-
-    def __init__(
-        self, runtime: Runtime, fleet: Membership, prefix: str = "", *, max_connections: Callable[[], int]
-    ) -> None:
-        self._fleet = fleet
-        self._prefix = prefix
-        store: Any = fleet.store
-        served: ServedStore = store
-        self._limits = LimitServer(served)
-        self._stores = PolicyStoreServer(fleet.policy_store)
-        self._slots = SlotServer(max_connections)
-        self._handshakes = HandshakeServer()
-        self._outages = OutageServer(runtime.monotonic)
-        self._seconds = runtime.monotonic
-        self._refused: dict[Channel, tuple[float, Sequence[RememberedRefusal]]] = {}
-        fleet.on_own_reset(self.forget)
-        self._state = HostStateServer(
-            runtime, overrides=fleet.overrides, pushed=fleet.pushed, status=self._status
-        )
-
-    def start(self) -> None:
-        """Send the workers what changes, from now on."""
-        self._state.start()
-
-    def stop(self) -> None:
-        self._state.stop()
-
-    def serve(self, channel: Channel) -> None:
-        """Serve this worker until its channel closes; then all that it holds is free."""
-        self._limits.serve(channel)
-        self._stores.serve(channel)
-        self._slots.serve(channel)
-        self._handshakes.serve(channel)
-        self._outages.serve(channel)
-        self._state.serve(channel)
-        channel.handle(_ANNOUNCE, self._announce)
-        channel.handle_notice(_REFUSED, lambda body: self._take_refused(channel, body))
-        channel.on_close(lambda _: self._refused.pop(channel, None))
-        if self._fleet.scripts is not None:
-            serve_leases(channel, self._fleet.scripts, self._prefix)
-
-    def look(self) -> None:
-        """Send the workers what has changed, now."""
-        self._state.look()
-
-    def clear_outages(self) -> None:
-        """Tell new workers of no destination that is down: by another configuration all are tried again."""
-        self._outages.clear()
-
-    def forget(self, limit: str, identity: str) -> None:
-        """Have all workers forget what they remember of an identity: a limit was reset for it."""
-        self._limits.forget(limit, identity)
-
-    def refused(self) -> Sequence[RememberedRefusal]:
-        """What the workers refuse from memory, as of the last second: one entry for each identity."""
-        now = self._seconds()
-        found: dict[tuple[str, str], RememberedRefusal] = {}
-        for at, refused in self._refused.values():
-            for one in refused:
-                left = one.seconds - (now - at)
-                known = found.get((one.limit, one.identity))
-                if left > 0 and (known is None or known.seconds < left):
-                    found[one.limit, one.identity] = replace(one, seconds=left)
-        return tuple(found.values())
-
-    def _take_refused(self, channel: Channel, body: bytes) -> None:
-        with distrust("what a worker refuses"):
-            refused = tuple(
-                RememberedRefusal(text(limit), text(identity), float(seconds))
-                for limit, identity, seconds in read(body)
-            )
-            if len(refused) > MAX_PUBLISHED:
-                raise ValueError
-        self._refused[channel] = self._seconds(), refused
-
-    def _status(self) -> Words:
-        status = self._fleet.status()
-        valkey = status.valkey
-        of_valkey = None if valkey is None else [valkey.url, valkey.up, valkey.breaker, valkey.trouble]
-        return [status.mode, status.live_nodes, of_valkey]
-
-    def _announce(self, body: bytes) -> Deferred[bytes]:
-        with distrust("a reset"):
-            limit, identity = map(text, read(body))
-        return Deferred.fromCoroutine(
-            self._announce_reset(Request(LimitSpec(limit, cluster=False), identity))
-        )
-
-    async def _announce_reset(self, request: Request) -> bytes:
-        try:
-            await self._fleet.announce_reset(request)
-        except StoreUnavailable as error:
-            raise ChannelRefused(UNAVAILABLE, str(error)) from error
-        return b""
 
 
 class WorkerNodes:
@@ -298,7 +170,7 @@ class SupervisedMembership(NoOtherNodes):
         self._tell_own_reset(request)
         if not request.spec.cluster:
             body = write([request.spec.name, request.identity])
-            await self._channel.ask(_ANNOUNCE, body, _ANNOUNCE_SECONDS).addErrback(_not_announced)
+            await self._channel.ask(ANNOUNCE, body, _ANNOUNCE_SECONDS).addErrback(_not_announced)
 
     def policy_store(self, policy: str) -> Store:
         return self._policy_stores.of_policy(policy)
@@ -320,7 +192,7 @@ class SupervisedMembership(NoOtherNodes):
         if refused or self._told_refused:
             self._told_refused = bool(refused)
             words = [[one.limit, one.identity, round(one.seconds, 3)] for one in refused]
-            self._channel.tell(_REFUSED, write(words))
+            self._channel.tell(REFUSED, write(words))
 
 
 def _value(each: Any) -> str:

@@ -21,8 +21,8 @@ from twisted.python.failure import Failure
 
 from elemta.daemon.components import Components, SharedResources
 from elemta.daemon.daemon_service import DaemonService, DaemonState, log_reload_failure
+from elemta.daemon.membership_server import MembershipServer
 from elemta.daemon.reload import ReloadReport, refused
-from elemta.daemon.supervised_membership import MembershipServer
 from elemta.daemon.worker_process import FACTS_EVERY, WorkerLauncher, WorkerProcess, WorkerState
 from elemta.deferred_value import Steps
 from elemta.errors import ChannelClosed, ChannelError, ElemtaError, Fault

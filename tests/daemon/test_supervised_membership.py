@@ -13,7 +13,8 @@ from twisted.internet.task import Clock
 
 from elemta.config import load
 from elemta.daemon.membership import LimiterStatus, Membership, SingleNode, ValkeyStatus
-from elemta.daemon.supervised_membership import MembershipServer, SupervisedMembership, supervisor_config
+from elemta.daemon.membership_server import MembershipServer, supervisor_config
+from elemta.daemon.supervised_membership import SupervisedMembership
 from elemta.errors import ConfigError, Fault, StoreUnavailable, TooManyOverrides
 from elemta.limits import override_registry
 from elemta.limits.overrides import Override
