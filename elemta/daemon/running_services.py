@@ -118,13 +118,7 @@ class RunningServices:
             record_in=root if number == 0 else own,
         )
         calls = admin_calls(adoptions)
-        # A supervisor says which operator asks it.
-        identify = None if orders is None else identify_handed_on
-        site = AdminSite(calls, reactor, identify=identify)
-        sockets = [AdminSocket(own / SOCKET_NAME, site, reactor)]
-        if orders is not None:
-            shown = metrics_site(shared.exporter, ready, reactor)
-            sockets.append(AdminSocket(own / METRICS_SOCKET, shown, reactor))
+        sockets = _sockets(own, calls, shared, None if orders is None else ready)
         for each in sockets:
             each.open()
         if components.mail is not None:
@@ -143,19 +137,23 @@ class RunningServices:
             delivery=delivery,
             adoptions=adoptions,
             pauses=pauses,
-            sockets=tuple(sockets),
+            sockets=sockets,
             calls=calls,
             loops=loops,
             lag=lag,
         )
-        shared.exporter.watch_spool(adoptions.queue.stats)
-        kept = shared.metrics.history
-        kept.messages.poll(lambda: float(sum(each.messages for each in running.histories)))
-        kept.octets.poll(lambda: float(sum(each.octets for each in running.histories)))
-        kept.oldest_age.poll(lambda: max((each.oldest_age for each in running.histories), default=0.0))
-        shared.metrics.policy.breaker_open.poll_labelled(running._breaker_states)
+        running._report()
         adoptions.start()
         return running
+
+    def _report(self) -> None:
+        """Let metrics ask for what is read at a scrape."""
+        self.shared.exporter.watch_spool(self.adoptions.queue.stats)
+        kept = self.shared.metrics.history
+        kept.messages.poll(lambda: float(sum(each.messages for each in self.histories)))
+        kept.octets.poll(lambda: float(sum(each.octets for each in self.histories)))
+        kept.oldest_age.poll(lambda: max((each.oldest_age for each in self.histories), default=0.0))
+        self.shared.metrics.policy.breaker_open.poll_labelled(self._breaker_states)
 
     @property
     def deliveries(self) -> Sequence[DeliveryScheduler]:
@@ -208,6 +206,20 @@ class RunningServices:
     def _breaker_states(self) -> list[LabelledValue]:
         breakers = self.components.chain.open_breakers()
         return [((name,), int(is_open)) for name, is_open in breakers.items()]
+
+
+def _sockets(
+    directory: Path, calls: CallTable, shared: SharedResources, ready: Ready | None
+) -> tuple[AdminSocket, ...]:
+    """The sockets of a directory. With ``ready`` it is a worker's, and its supervisor reads metrics there."""
+    reactor = shared.runtime.reactor
+    # A supervisor says which operator asks it.
+    identify = None if ready is None else identify_handed_on
+    admin = AdminSocket(directory / SOCKET_NAME, AdminSite(calls, reactor, identify=identify), reactor)
+    if ready is None:
+        return (admin,)
+    shown = metrics_site(shared.exporter, ready, reactor)
+    return admin, AdminSocket(directory / METRICS_SOCKET, shown, reactor)
 
 
 def _delivery_factory(

@@ -21,7 +21,7 @@ from twisted.logger import Logger, globalLogBeginner
 
 from elemta.config import load
 from elemta.daemon.admin_operations import admin_calls
-from elemta.daemon.components import SharedResources, build_at_start
+from elemta.daemon.components import Components, SharedResources, build_at_start
 from elemta.daemon.composition import import_modules
 from elemta.daemon.daemon_service import CLOSING_SECONDS
 from elemta.daemon.service import Elemta
@@ -124,17 +124,11 @@ def main(arguments: list[str]) -> None:
     runtime = Runtime.system(cast(ReactorBase, reactor))
     channel = Channel(runtime.reactor, "the supervisor")
     try:
-        with os.fdopen(orders.text, encoding="utf-8") as file:
-            config = load(orders.config, os.environ, file.read())
-        shared = SharedResources.from_config(
-            config,
-            runtime,
-            lambda metrics: SupervisedMembership(runtime, config, metrics, channel, workers=orders.count),
-        )
-        components = build_at_start(config, shared)
+        shared, components = _build(orders, runtime, channel)
     except ConfigError as error:
         sys.stderr.write(f"elemta: worker {orders.number}: the configuration can't be used: {error}\n")
         raise SystemExit(EX_CONFIG) from None
+    config = components.own_config
     log_observer = LogObserver(
         config.logging.format,
         config.logging.level,
@@ -165,6 +159,18 @@ def main(arguments: list[str]) -> None:
     runtime.reactor.callWhenRunning(daemon.startService)
     runtime.reactor.callWhenRunning(commands.start)
     runtime.reactor.run(installSignalHandlers=True)
+
+
+def _build(orders: WorkerOrders, runtime: Runtime, channel: Channel) -> tuple[SharedResources, Components]:
+    """What the configuration comes to that the supervisor hands on. Raises ConfigError."""
+    with os.fdopen(orders.text, encoding="utf-8") as file:
+        config = load(orders.config, os.environ, file.read())
+    shared = SharedResources.from_config(
+        config,
+        runtime,
+        lambda metrics: SupervisedMembership(runtime, config, metrics, channel, workers=orders.count),
+    )
+    return shared, build_at_start(config, shared)
 
 
 if __name__ == "__main__":

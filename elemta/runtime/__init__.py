@@ -144,9 +144,10 @@ class Runtime(ProcessRuntime):
         Twisted's reactors take the time of day for ``seconds``, by which all their delayed calls go. To be
         called before anything is scheduled.
         """
+        # A command makes a ProcessRuntime, and needs neither Twisted nor SQLite.
         from elemta.runtime.disk import Disk  # noqa: PLC0415
         from elemta.runtime.epoll_turn import skip_log_contexts  # noqa: PLC0415
-        from elemta.runtime.threads import SystemThreads  # noqa: PLC0415 - a command needs no Twisted
+        from elemta.runtime.threads import SystemThreads  # noqa: PLC0415
 
         # An attribute of the instance: of a static method a class's own would be one, too.
         setattr(reactor, "seconds", time.monotonic)  # noqa: B010 - mypy lets no method be assigned
@@ -157,6 +158,7 @@ class Runtime(ProcessRuntime):
     @classmethod
     def of(cls, reactor: ReactorBase) -> Runtime:
         """The clock of ``reactor`` for all times; randomness and threads of the system."""
+        # As in `system`.
         from elemta.runtime.disk import Disk  # noqa: PLC0415
         from elemta.runtime.threads import SystemThreads  # noqa: PLC0415
 
