@@ -129,7 +129,7 @@ class ConsoleAccess:
             hint = "Authorization: Bearer TOKEN, or a session of the console"
             raise AdminRefusal(HTTPStatus.UNAUTHORIZED, "no valid credentials", hint)
         if caller.csrf is not None and request.method not in _READING:
-            self.check_csrf(request, request.header(b"x-csrf-token") or "")
+            self.check_csrf(request, caller, request.header(b"x-csrf-token") or "")
         return caller
 
     async def caller(self, request: AdminRequest) -> Caller | None:
@@ -165,11 +165,13 @@ class ConsoleAccess:
             self.sessions.end(cookie.decode("ascii", "replace"))
             audit.change_made(caller, "logout", "console")
 
-    def check_csrf(self, request: AdminRequest, token: str) -> None:
+    def check_csrf(self, request: AdminRequest, caller: Caller, token: str) -> None:
         """Refuse a change that is not asked for by one of the console's own pages."""
         session = self.session(request)
         if session is None or not session.accepts(token):
             problem = "the CSRF token is missing or wrong"
+            asked = f"{request.method.decode('ascii', 'replace')} {request.path.decode('ascii', 'replace')}"
+            audit.change_refused(caller, "request", asked, status=HTTPStatus.FORBIDDEN, problem=problem)
             raise AdminRefusal(HTTPStatus.FORBIDDEN, problem, "GET /v1/session has it, for X-CSRF-Token")
 
     def _of_token(self, authorization: str, accounts: Accounts) -> Caller | None:

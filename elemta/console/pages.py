@@ -69,6 +69,8 @@ CHANGE: Mapping[str, Handler] = {
     "/limits/override": actions.override_limit,
     "/limits/override/remove": actions.remove_override,
 }
+# The words that are an ``{action}``.
+_ACTIONS = (*mail_views.ACTIONS, *actions.DESTINATION_ACTIONS, *actions.DAEMON_ACTIONS)
 
 
 class Pages:
@@ -85,7 +87,8 @@ class Pages:
         path = unquote(request.path.decode("ascii", "replace"))
         method = "GET" if request.method == b"HEAD" else request.method.decode("ascii", "replace")
         if method not in ("GET", "POST"):
-            raise AdminRefusal(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and POST are for pages", "GET, POST")
+            problem = "only GET, HEAD and POST are for pages"
+            raise AdminRefusal(HTTPStatus.METHOD_NOT_ALLOWED, problem, "GET, HEAD, POST")
         if path == "/login":
             return await self._login(request, method)
         caller = await self._access.caller(request)
@@ -105,7 +108,8 @@ class Pages:
     async def _answer_caller(self, request: AdminRequest, method: str, path: str, caller: Caller) -> Answer:
         form = _form(request) if method == "POST" else {}
         if method == "POST" and caller.csrf is not None:
-            self._access.check_csrf(request, request.header(b"x-csrf-token") or form.get("csrf", ""))
+            given = request.header(b"x-csrf-token") or form.get("csrf", "")
+            self._access.check_csrf(request, caller, given)
         if path == "/logout":
             return self._logout(request, method, caller)
         return await self._visit(request, method, caller, form)
@@ -120,6 +124,10 @@ class Pages:
             raise AdminRefusal(HTTPStatus.FORBIDDEN, problem, "it needs the role operator")
         handler, parts = _find(READ if method == "GET" else CHANGE, path)
         if handler is None:
+            other, named = _find(CHANGE if method == "GET" else READ, path)
+            if other is not None and named.get("action", "hold") in _ACTIONS:
+                allowed = "POST" if method == "GET" else "GET, HEAD"
+                raise AdminRefusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{method} is not for this page", allowed)
             raise AdminRefusal(HTTPStatus.NOT_FOUND, "there is no such page", "the menu has all pages")
         visit = Visit(self._calls, caller, path, fields(query), form, parts)
         found = await handler(visit)
@@ -147,7 +155,11 @@ class Pages:
             "hint": refusal.hint,
             "faults": to_json(refusal.more.get("faults", ())),
         }
-        return self._answer(Page("error.html", values, refusal.status), caller, "")
+        answer = self._answer(Page("error.html", values, refusal.status), caller, "")
+        if refusal.status is HTTPStatus.METHOD_NOT_ALLOWED:
+            # RFC 9110 §15.5.6
+            return Answer(answer.status, answer.body, headers=((b"allow", refusal.hint.encode("ascii")),))
+        return answer
 
     async def _login(self, request: AdminRequest, method: str) -> Answer:
         if method == "GET":

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from elemta.ctl.limits import when_passes
 from elemta.ctl.text import age, size, where_counted
 
 HERE = Path(__file__).parent
@@ -99,6 +100,7 @@ class Renderer:
             short=short,
             seconds=brief_seconds,
             where_counted=where_counted,
+            when_passes=when_passes,
         )
         self._templates.globals.update(asset=self._asset)
         for name in self._templates.list_templates():

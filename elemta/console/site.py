@@ -33,6 +33,7 @@ from elemta.ops.admin import (
 from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
 from elemta.ops.admin_json import Json
+from elemta.ops.http import as_asked
 
 MOST_CONNECTIONS = 256
 
@@ -200,14 +201,18 @@ class _Parts:
     def _asset(self, request: AdminRequest) -> bytes:
         name = request.path.removeprefix(b"/static/").decode("ascii", "replace")
         asset = self.renderer.assets.get(name)
-        if asset is None or request.method not in (b"GET", b"HEAD"):
+        if asset is None:
             return _plain(request, HTTPStatus.NOT_FOUND, "there is no such file")
+        if request.method not in (b"GET", b"HEAD"):
+            # RFC 9110 §15.5.6
+            request.setHeader(b"allow", b"GET, HEAD")
+            return _plain(request, HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are for a file")
         request.setHeader(b"content-type", asset.content_type.encode())
         request.setHeader(b"cache-control", _LONGEST_CACHE)
-        return asset.content
+        return as_asked(request, asset.content)
 
 
 def _plain(request: Request, status: int, text: str) -> bytes:
     request.setResponseCode(status)
     request.setHeader(b"content-type", b"text/plain; charset=utf-8")
-    return text.encode() + b"\n"
+    return as_asked(request, text.encode() + b"\n")

@@ -70,12 +70,19 @@ class AdminClient:
         Raises :class:`DaemonRefused`, or :class:`CommandFailed` when nothing listens, no answer comes in
         time, or the socket may not be opened.
         """
-        target = "?".join((_path_of(segments), urlencode(query))) if query else _path_of(segments)
+        try:
+            target = "?".join((_path_of(segments), urlencode(query))) if query else _path_of(segments)
+        except UnicodeEncodeError as error:
+            raise _not_text() from error
         return self._call(method, target)
 
     def send(self, *segments: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a POST whose parameters are in the body. Raises as :meth:`call`."""
-        return self._call("POST", _path_of(segments), json.dumps(body).encode("ascii"))
+        try:
+            sent = json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise _not_text() from error
+        return self._call("POST", _path_of(segments), sent)
 
     def _call(self, method: str, target: str, sent: bytes | None = None) -> dict[str, Any]:
         headers = {} if sent is None else {"Content-Type": "application/json"}
@@ -125,6 +132,11 @@ class AdminClient:
         if "problems" in content and "nodes" not in content:
             self.problems |= dict.fromkeys(map(str, content["problems"]))
         return content
+
+
+def _not_text() -> CommandFailed:
+    # Python keeps other octets of a command line as halves of characters, which have no octets in UTF-8.
+    return CommandFailed(EX_USAGE, "an argument is not UTF-8")
 
 
 def _path_of(segments: Sequence[str]) -> str:

@@ -57,8 +57,12 @@ class _WordPlace:
             self.values[self._option.option_strings[-1]] = word
             self._option = None
         elif word.startswith("-"):
-            found = self._parser._option_string_actions.get(word)
+            name, sign, value = word.partition("=")
+            found = self._parser._option_string_actions.get(name)
             self._option = found if found is not None and found.nargs != 0 else None
+            if sign and self._option is not None:
+                # --config=FILE has its value in it.
+                self.take(value)
         elif word in (inside := self._commands()):
             self.path, self._parser, self._positional = (*self.path, word), inside[word], 0
         else:

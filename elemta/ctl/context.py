@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from elemta.config import Config, load
 from elemta.config.spool_directory import spool_directory
 from elemta.ctl.client import AdminClient
-from elemta.ctl.exit_codes import EX_CONFIG, EX_NOPERM, EX_OK, CommandFailed
+from elemta.ctl.exit_codes import EX_CONFIG, EX_NOPERM, EX_OK, EX_USAGE, CommandFailed
 from elemta.ctl.text import Column, safe, table
 from elemta.errors import ConfigError
 from elemta.runtime import ProcessRuntime
@@ -45,6 +45,15 @@ class CommandContext:
     def width(self) -> int | None:
         """The columns of the terminal; None where the output goes elsewhere, and is not cut then."""
         return shutil.get_terminal_size().columns if self.stdout.isatty() else None
+
+    def refuse_empty(self, options: Mapping[str, str]) -> None:
+        """Refuse an empty text for an argument: a script whose variable is empty does not mean all.
+
+        ``options`` are the names of arguments, and how each is written. Raises CommandFailed.
+        """
+        for name, option in options.items():
+            if getattr(self.args, name) == "":
+                raise CommandFailed(EX_USAGE, f"{option} is empty", "leave it out")
 
     # Configuration and daemon
 

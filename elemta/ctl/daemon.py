@@ -12,7 +12,7 @@ from elemta.ctl.text import Column, age, size, where_counted
 from elemta.errors import Fault
 
 _LISTENERS = (
-    Column("LISTENER"),
+    Column("LISTENER", whole=True),
     Column("ROLE"),
     Column("TLS", flexible=True),
     Column("ADDRESS", spare=1, folds=True),
@@ -45,13 +45,13 @@ _NODES = (
     Column("SEEN", right=True),
 )
 _OPTIONS = (
-    Column("OPTION"),
+    Column("OPTION", whole=True),
     Column("TYPE", flexible=True),
     Column("DEFAULT", flexible=True),
     Column("MEANING", flexible=True),
 )
 _PLUGINS = (
-    Column("NAME"),
+    Column("NAME", whole=True),
     Column("CHAIN"),
     Column("FROM", flexible=True),
     Column("ABOUT", flexible=True),

@@ -27,6 +27,7 @@ MAX_MESSAGE = 1024 * 1024
 
 def explain(invocation: CommandContext) -> int:
     args = invocation.args
+    invocation.refuse_empty({"listener": "--listener", "user": "--user"})
     wanted: dict[str, Any] = {"ip": args.ip}
     for name in ("listener", "helo", "user"):
         if getattr(args, name) is not None:

@@ -63,15 +63,17 @@ def find(invocation: CommandContext) -> int:
 def _lines(message: Mapping[str, Any], now: float, width: int) -> Iterator[str]:
     yield from _wrapped(f"{message['queue_id'] or '(id unknown)'}  {_state(message, now)}", "", width, 4)
     client = message["client"]
-    helo = f" helo {client['helo']}" if client["helo"] else ""
-    listener = f", listener {client['listener']}" if client["listener"] else ""
-    user = f", user {client['user']}" if client["user"] else ""
-    tls = f", {client['tls']}" if client["tls"] else ""
+    whence = (
+        f"{client['ip']} helo {client['helo']}" if client["helo"] else client["ip"],
+        f"listener {client['listener']}" if client["listener"] else "",
+        f"user {client['user']}" if client["user"] else "",
+        client["tls"],
+    )
     said = {
         "subject": message["subject"],
         "message-id": message["message_id"],
         "from": f"<{message['sender']}>",
-        "client": f"{client['ip']}{helo}{listener}{user}{tls}",
+        "client": ", ".join(part for part in whence if part),
         "session": client["session_id"],
         "size": size(message["size"]),
         "node": message["node_id"],
@@ -93,10 +95,13 @@ def _lines(message: Mapping[str, Any], now: float, width: int) -> Iterator[str]:
 def _state(message: Mapping[str, Any], now: float) -> str:
     state = message["state"]
     if state in _QUEUED:
-        reason = f": {message['hold_reason']}" if message["hold_reason"] else ""
         next_at = message["next_attempt_at"]
         wait = "" if next_at is None or next_at <= now else f", next try in {age(next_at - now)}"
-        return f"queued, {state}{reason}{wait}"
+        # What each attempt came to stands below; here is what else the message waits for.
+        said = [attempt["text"] for attempt in message["attempts"]]
+        reason = message["hold_reason"] or message.get("reason", "")
+        why = f": {reason}" if reason and not any(text and reason.endswith(text) for text in said) else ""
+        return f"queued, {state}{wait}{why}"
     if state == "ended":
         ended = sorted({each["status"] for each in message["recipients"]})
         return f"{', '.join(ended) or 'ended'} {age(now - message['ended_at'])} ago"

@@ -52,6 +52,7 @@ def _limit(limit: Mapping[str, Any]) -> Sequence[str]:
 
 def top(invocation: CommandContext) -> int:
     args = invocation.args
+    invocation.refuse_empty({"limit": "LIMIT"})
     query = {"limit": args.limit} if args.limit else {}
     client = invocation.client()
     while True:
@@ -101,7 +102,7 @@ def _fill(fill: Mapping[str, Any]) -> Sequence[str]:
         f"{fill['limit']} on {fill['node_id']}" if fill.get("node_id") else fill["limit"],
         fill["identity"],
         ", ".join(bound_in_words(bound) for bound in fill["bounds"]) + _override(fill),
-        _passes(fill),
+        when_passes(fill),
         " ".join(fill["refused_by"]),
     )
 
@@ -131,8 +132,8 @@ def bound_in_words(bound: Mapping[str, Any]) -> str:
     return f"{bound['used']}/{most}" + ("" if window is None else f" in {format_duration(window)}")
 
 
-def _passes(fill: Mapping[str, Any]) -> str:
-    """When one more would pass."""
+def when_passes(fill: Mapping[str, Any]) -> str:
+    """When one more would pass: of a limit that is only observed now, and else when."""
     wait = fill["retry_after"]
     if wait == 0:
         return "now"

@@ -10,12 +10,12 @@ from elemta.ctl.exit_codes import EX_USAGE, CommandFailed
 from elemta.ctl.text import Column, remaining
 
 _OVERRIDES = (
-    Column("LIMIT", flexible=True),
-    Column("IDENTITY", flexible=True),
-    Column("RATES", flexible=True),
-    Column("FOR", spare=1),
-    Column("BY", flexible=True, spare=2),
-    Column("WHY", flexible=True, spare=3),
+    Column("LIMIT"),
+    Column("IDENTITY", spare=1, folds=True),
+    Column("RATES", spare=2, folds=True),
+    Column("FOR"),
+    Column("BY", spare=3, folds=True),
+    Column("WHY", spare=4, folds=True),
 )
 
 

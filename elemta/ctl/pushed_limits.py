@@ -16,16 +16,16 @@ from elemta.limits.pushed import MAX_TEXT
 
 _VERSIONS = (
     Column("VERSION", right=True),
-    Column("MADE", spare=2),
-    Column("BY", flexible=True, spare=1),
-    Column("LIMITS", flexible=True),
-    Column("NOTE", flexible=True, spare=3),
+    Column("MADE"),
+    Column("BY", spare=2, folds=True),
+    Column("LIMITS", spare=1, folds=True),
+    Column("NOTE", spare=3, folds=True),
 )
 _REFUSED = (
-    Column("LIMIT", flexible=True),
-    Column("IDENTITY", flexible=True),
+    Column("LIMIT"),
+    Column("IDENTITY", spare=1, folds=True),
     Column("USED"),
-    Column("RATES", flexible=True),
+    Column("RATES", spare=2, folds=True),
 )
 _SHOWN = 20
 

@@ -108,15 +108,34 @@ def _recipients(message: Mapping[str, Any]) -> str:
 
 def cat(invocation: CommandContext) -> int:
     """``queue cat``: the octets of a message, as it is sent on."""
-    client, args = invocation.client(), invocation.args
+    pages = _content(invocation.client(), invocation.args.id, headers=invocation.args.headers)
+    if invocation.json:
+        invocation.give(_as_one_document(list(pages)))
+        return EX_OK
+    for page in pages:
+        invocation.give_octets(page["content"].encode(page["charset"]))
+    return EX_OK
+
+
+def _content(client: AdminClient, queue_id: str, *, headers: bool) -> Iterator[Mapping[str, Any]]:
+    """A message or its header, page by page."""
     offset: int | None = 0
     while offset is not None:
         page = client.get(
-            "queue", args.id, "content", offset=str(offset), headers="true" if args.headers else "false"
+            "queue", queue_id, "content", offset=str(offset), headers="true" if headers else "false"
         )
-        invocation.give_octets(page["content"].encode(page["charset"]))
+        yield page
         offset = page["next"]
-    return EX_OK
+
+
+def _as_one_document(pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The pages as the daemon would give them in one."""
+    octets = b"".join(page["content"].encode(page["charset"]) for page in pages)
+    try:
+        charset, text = "utf-8", octets.decode("utf-8")
+    except UnicodeDecodeError:
+        charset, text = "latin-1", octets.decode("latin-1")
+    return {"queue_id": pages[0]["queue_id"], "size": pages[0]["size"], "content": text, "charset": charset}
 
 
 def show(invocation: CommandContext) -> int:
@@ -124,7 +143,8 @@ def show(invocation: CommandContext) -> int:
     records, failures = [], []
     for queue_id in invocation.args.ids:
         try:
-            records.append(client.get("queue", queue_id))
+            # In capitals, as ids are: "stats" is no id, and it is the name of another call.
+            records.append(client.get("queue", queue_id.upper()))
         except DaemonRefused as refused:
             _only_about_a_message(refused)
             failures.append({"queue_id": queue_id, "error": refused.problem, "hint": refused.hint})

@@ -14,6 +14,7 @@ _SIGNS = {"client": ">", "server": "<", "": "-"}
 
 def trace(invocation: CommandContext) -> int:
     args = invocation.args
+    invocation.refuse_empty({"ip": "--ip", "to": "--to"})
     wanted: dict[str, Any] = {"one": args.one}
     if args.ip is not None:
         wanted["ip"] = args.ip

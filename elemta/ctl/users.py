@@ -28,9 +28,9 @@ from elemta.errors import UsersFileError
 CHECKER = "elemta-users:"
 MAX_STDIN = 64 * 1024
 
-_USERS = (Column("USER", flexible=True), Column("SCHEME"))
-_ACCOUNTS = (Column("USER", flexible=True), Column("ROLE"), Column("SCHEME"))
-_TOKENS = (Column("TOKEN", flexible=True), Column("ROLE"))
+_USERS = (Column("USER"), Column("SCHEME"))
+_ACCOUNTS = (Column("USER"), Column("ROLE"), Column("SCHEME"))
+_TOKENS = (Column("TOKEN"), Column("ROLE"))
 
 
 def add(invocation: CommandContext) -> int:

@@ -16,7 +16,7 @@ from elemta.spool.records import (
     RecipientRecord,
     SpoolStats,
 )
-from elemta.spool.waits import leading
+from elemta.spool.waits import next_attempt_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ class MessageDetails:
             sender=envelope.sender,
             size=envelope.size,
             received_at=envelope.received_at,
-            next_attempt_at=_next_attempt(record),
+            next_attempt_at=next_attempt_of(record),
             attempts=message.attempts,
             client=envelope.client,
             parameters=envelope.parameters,
@@ -213,11 +213,6 @@ class MessageDetails:
             ),
             history=tuple(AttemptDetails.of(*each) for each in record.history),
         )
-
-
-def _next_attempt(record: MessageRecord) -> float | None:
-    first = leading(record.parts)
-    return record.message.next_attempt_at if first is None else first.next_attempt_at
 
 
 def _part(parts: Sequence[PartView], place: int) -> PartView | None:

@@ -115,12 +115,24 @@ class QueuedContent:
 
     @classmethod
     def of(cls, queue_id: str, size: int, offset: int, octets: bytes) -> QueuedContent:
+        whole = octets if offset + len(octets) >= size else _without_cut_character(octets)
         try:
-            charset, text = "utf-8", octets.decode("utf-8")
+            charset, text = "utf-8", whole.decode("utf-8")
         except UnicodeDecodeError:
-            charset, text = "latin-1", octets.decode("latin-1")
-        end = offset + len(octets)
+            charset, text, whole = "latin-1", octets.decode("latin-1"), octets
+        end = offset + len(whole)
         return cls(queue_id, size, offset, text, charset, end if octets and end < size else None)
+
+
+def _without_cut_character(octets: bytes) -> bytes:
+    """The octets without the beginning of a character of UTF-8 at their end: the next page has all of it."""
+    # RFC 3629 §3: a character has up to four octets, and the first of them says how many.
+    for back in range(1, min(4, len(octets)) + 1):
+        octet = octets[-back]
+        if octet & 0xC0 != 0x80:
+            wanted = 4 if octet >= 0xF0 else 3 if octet >= 0xE0 else 2 if octet >= 0xC0 else 1
+            return octets[:-back] if back < wanted and back < len(octets) else octets
+    return octets
 
 
 def _read(content: BinaryIO, headers: bool, offset: int, limit: int) -> tuple[int, bytes]:

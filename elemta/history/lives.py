@@ -82,9 +82,10 @@ class LifeVerdict:
 class MessageLife:
     """All that is recorded of one message.
 
-    ``state`` is ``active``, ``deferred`` or ``hold`` while it is queued, then ``ended``; ``unknown`` where it
-    is not queued and its end is not recorded. Times are seconds since the epoch. ``attempt_count`` counts
-    outcomes, one for each recipient of an attempt. ``cut`` says in words what is not shown.
+    ``state`` is that of the queue while it is queued, and ``reason`` why it waits then; later it is
+    ``ended``, and ``unknown`` where it is not queued and its end is not recorded. Times are seconds since the
+    epoch. ``attempt_count`` counts outcomes, one for each recipient of an attempt. ``cut`` says in words what
+    is not shown.
     """
 
     node_id: str
@@ -106,6 +107,7 @@ class MessageLife:
     attempt_count: int
     changes: tuple[LifeChange, ...]
     cut: tuple[str, ...]
+    reason: str = ""
 
 
 @dataclass(slots=True)

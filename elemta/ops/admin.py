@@ -114,7 +114,9 @@ class AdminResource(Resource):
 
     async def _answer(self, request: AdminRequest) -> Json:
         caller = await self._identify(request)
-        method, uri = request.method.decode("ascii", "replace"), request.uri.decode("ascii", "replace")
+        # RFC 9110 §9.3.2: HEAD is GET without the content, which Twisted leaves out.
+        asked = b"GET" if request.method == b"HEAD" else request.method
+        method, uri = asked.decode("ascii", "replace"), request.uri.decode("ascii", "replace")
         return await self._calls.answer(method, uri, request.body, request.content_type, caller)
 
     def _refuse(self, failure: Failure, exchange: AdminExchange) -> None:

@@ -36,6 +36,14 @@ class BodilessRequest(Request):
         Request.render(self, resrc)
 
 
+def as_asked(request: Request, body: bytes) -> bytes:
+    """The body of an answer, or for HEAD its length alone: Twisted logs each body that it does not send."""
+    if request.method != b"HEAD":
+        return body
+    request.setHeader(b"content-length", str(len(body)).encode("ascii"))
+    return b""
+
+
 class QuietSite(Site):
     """A site whose accesses are debug records and whose faults show no traceback to the client."""
 
@@ -76,7 +84,7 @@ class _Page(Resource):
         request.setResponseCode(status)
         request.setHeader("content-type", content_type)
         request.setHeader("cache-control", "no-store")
-        return body
+        return as_asked(request, body)
 
     def _json(self, request: Request, status: int, value: object) -> bytes:
         return self._answer(request, status, "application/json", json.dumps(value).encode() + b"\n")

@@ -20,8 +20,9 @@ from elemta.mailbox import canonical_domain
 from elemta.outcome import Outcome, Status
 from elemta.spool.filters import QueueFilter
 from elemta.spool.queue_id import row_key
-from elemta.spool.records import MessageRecord, MessageState
+from elemta.spool.records import MessageRecord
 from elemta.spool.spool import Spool
+from elemta.spool.waits import leading, next_attempt_of
 
 MOST_FOUND = 100
 """Messages of one page."""
@@ -138,9 +139,10 @@ class _SpoolSearch:
             return replace(life, recipients=ended)
         return replace(
             life,
-            state=record.message.state.value,
+            state=record.state.value,
             hold_reason=record.message.hold_reason,
-            next_attempt_at=_next_attempt(record),
+            next_attempt_at=next_attempt_of(record),
+            reason=_reason(record),
         )
 
     def _life(self, record: MessageRecord) -> MessageLife:
@@ -161,9 +163,10 @@ class _SpoolSearch:
             size=envelope.size,
             received_at=envelope.received_at,
             ended_at=None,
-            state=record.message.state.value,
+            state=record.state.value,
             hold_reason=record.message.hold_reason,
-            next_attempt_at=_next_attempt(record),
+            next_attempt_at=next_attempt_of(record),
+            reason=_reason(record),
             verdicts=(),
             attempts=tuple(_attempt(outcome) for _, outcome in record.history),
             attempt_count=max((number for number, _ in record.history), default=0),
@@ -172,9 +175,10 @@ class _SpoolSearch:
         )
 
 
-def _next_attempt(record: MessageRecord) -> float | None:
-    waits = record.message.state in (MessageState.ACTIVE, MessageState.DEFERRED)
-    return record.message.next_attempt_at if waits else None
+def _reason(record: MessageRecord) -> str:
+    """Why the part that moves first waits."""
+    first = leading(record.parts)
+    return "" if first is None else first.reason
 
 
 def _recipient(address: str, outcome: Outcome | None, *, pending: bool) -> LifeRecipient:

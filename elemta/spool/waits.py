@@ -92,6 +92,12 @@ def leading(views: Sequence[PartView]) -> PartView | None:
     )
 
 
+def next_attempt_of(record: MessageRecord) -> float | None:
+    """When a message is attempted next, as operators see it; None where no attempt is planned."""
+    first = leading(record.parts)
+    return record.message.next_attempt_at if first is None else first.next_attempt_at
+
+
 def with_views(record: MessageRecord, waits: Waits | None) -> MessageRecord:
     """The record with its parts, and its state, as operators see them."""
     message = record.message

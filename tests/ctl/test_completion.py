@@ -60,6 +60,7 @@ def completed(*words: str, daemon: Any = Daemon()) -> Sequence[str]:  # noqa: B0
         (("--json", "queue", "cat", "--headers", "3"), ["32XZASS01HVZ8F1KRY"]),
         (("--socket", "/x", "destinations", "pause", "smtp:"), [TARGET]),
         (("queue", "list", "--destination", "exa"), ["example.org"]),
+        (("--json", "queue", "list", "--state=hold", "--destination", "exa"), ["example.org"]),
         (("limits", "top", "mail"), ["mail-per-sender"]),
         (("limits", "override", "mail"), ["mail-per-sender"]),
         (("limits", "override", "mail-per-sender", "192"), ["192.0.2.1"]),
@@ -81,6 +82,18 @@ def test_the_next_word_is_known(words: tuple[str, ...], wanted: list[str]) -> No
 def test_a_daemon_that_is_not_there_costs_only_what_it_would_have_said() -> None:
     assert "--headers" in completed("queue", "cat", "", daemon=Down())
     assert completed("queue", "cat", "3", daemon=Down()) == []
+
+
+@pytest.mark.parametrize("written", [("--socket", "/x", "--config", "/y"), ("--socket=/x", "--config=/y")])
+def test_the_daemon_that_is_asked_is_the_one_that_was_named(written: tuple[str, ...]) -> None:
+    asked = []
+
+    def client(config: str | None, socket: str | None) -> Any:
+        asked.append((config, socket))
+        return Daemon()
+
+    assert candidates((*written, "queue", "cat", "3"), parser(), client) == ["32XZASS01HVZ8F1KRY"]
+    assert asked == [("/y", "/x")]
 
 
 def test_an_option_of_a_command_is_offered_behind_it_and_those_of_all_commands_everywhere() -> None:

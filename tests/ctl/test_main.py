@@ -110,6 +110,45 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
     await spool.close()
 
 
+# What is no text
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("find", "\udcff"),
+        ("queue", "list", "--from", "a\udcff"),
+        ("queue", "show", "\udcff"),
+        ("queue", "hold", "A", "--reason", "\udcff"),
+        ("plugins", "show", "\udcff"),
+        ("limits", "show", "\udcff"),
+        ("limits", "override", "ip", "192.0.2.1", "--exempt", "--for", "1h", "--note", "\udcff"),
+        ("destinations", "pause", "\udcff"),
+        ("explain", "--ip", "192.0.2.1", "--helo", "\udcff"),
+        ("spool", "adopt", "/\udcff"),
+    ],
+)
+def test_an_argument_in_another_encoding_is_wrong_use(argv: tuple[str, ...]) -> None:
+    code, out, err = run("--socket", "/nowhere/admin.sock", *argv)
+    assert (code, out, err) == (2, "", "elemtactl: an argument is not UTF-8\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "option"),
+    [
+        (("trace", "--ip", ""), "--ip"),
+        (("trace", "--to", "", "--one"), "--to"),
+        (("limits", "top", ""), "LIMIT"),
+        (("explain", "--ip", "192.0.2.1", "--user", ""), "--user"),
+        (("explain", "--ip", "192.0.2.1", "--listener", ""), "--listener"),
+    ],
+)
+def test_an_empty_text_does_not_mean_all(argv: tuple[str, ...], option: str) -> None:
+    code, out, err = run("--socket", "/nowhere/admin.sock", *argv)
+    assert (code, out) == (2, "")
+    assert f"{option} is empty" in err
+
+
 # The daemon
 
 
@@ -542,7 +581,44 @@ async def test_the_content_of_a_message_is_given_as_it_is(daemon: Daemon, monkey
     code, out, _ = await daemon.ctl("queue", "cat", queue_id, "--headers")
     assert (code, out.encode("utf-8", "surrogateescape")) == (0, b"X: y\r\nSubject: \xff\r\n")
     assert (await daemon.ctl("queue", "cat", "NOSUCH"))[0] == 1
+    content.seek(0)
+    for options, octets in (((), content.read()), (("--headers",), b"X: y\r\nSubject: \xff\r\n")):
+        document = await daemon.json("queue", "cat", queue_id, *options)
+        assert list(document) == ["queue_id", "size", "content", "charset"]
+        assert (document["queue_id"], document["size"]) == (queue_id, len(octets))
+        assert document["content"].encode(document["charset"]) == octets
     content.close()
+
+
+@ensureDeferred
+async def test_a_word_that_is_no_id_is_no_other_call(daemon: Daemon) -> None:
+    for word in ("stats", "hold", "retry", "..", "x/content", "%2e"):
+        for command in ("show", "cat"):
+            code, out, err = await daemon.ctl("queue", command, word)
+            assert (code, out) == (1, ""), word
+            assert "no message has this queue id" in err
+
+
+@ensureDeferred
+async def test_a_character_that_a_page_would_cut_is_in_the_next_one(daemon: Daemon, monkeypatch) -> None:
+    monkeypatch.setattr("elemta.daemon.queue_operations.MOST_OCTETS", 7)
+    writer = daemon.spool.begin()
+    writer.write("\r\näöüß日本語🎉🎉x".encode())
+    client = Client(ip="192.0.2.1", helo="c", listener="mx", session_id="s1")
+    given = (Recipient(Address("a", "b.test")),)
+    message = Submission(NULL, given, MailParameters(), client, b"X: y\r\n", time.time())
+    queue_id = (await daemon.spool.commit(writer, message)).queue_id
+    admin, pages, offset = AdminClient(daemon.socket), [], 0
+    while offset is not None:
+        pages.append(
+            await deferToThread(admin.get, "queue", queue_id, "content", offset=str(offset), limit="7")
+        )
+        offset = pages[-1]["next"]
+    admin.close()
+    assert {page["charset"] for page in pages} == {"utf-8"}
+    assert "".join(page["content"] for page in pages) == "X: y\r\n\r\näöüß日本語🎉🎉x"
+    _, out, _ = await daemon.ctl("queue", "cat", queue_id, terminal=True)
+    assert out.splitlines()[-1] == "äöüß日本語🎉🎉x"
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,18 @@ async def test_an_override_is_made_shown_and_removed(daemon: Daemon) -> None:
 
 
 @ensureDeferred
+async def test_no_identity_is_cut_however_narrow_the_terminal(daemon: Daemon, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    network, note = "10.20.30.0/24", "a note that is longer than the terminal is wide"
+    made = ("limits", "override", "ip", network, "--rates", "5/1m", "50/1h", "--for", "1h")
+    assert (await daemon.ctl(*made, "--note", note))[0] == 0
+    _, out, _ = await daemon.ctl("limits", "overrides", terminal=True)
+    assert "…" not in out
+    for text in (network, "5/1m 50/1h", note, "by uid:"):
+        assert text in out
+
+
+@ensureDeferred
 async def test_an_exempt_network_is_shown_as_such_for_each_of_its_addresses(daemon: Daemon) -> None:
     daemon.overseen.connect("10.1.2.3", 2)
     code, out, _ = await daemon.ctl("limits", "override", "ip", "10.0.0.0/8", "--exempt", "--for", "90m")

@@ -18,6 +18,7 @@ from elemta.message.notice import NoticeSettings
 from elemta.outcome import Status
 from elemta.spool import HoldCause, Spool
 from elemta.spool.message_search import MessageSearch
+from elemta.spool.waits import KnownWaits, Wait, next_attempt_of
 from tests.history.lives import AT, HEAD, KEEP, find, outcome, settle, submission, take
 from tests.support.waiting import pause
 
@@ -107,6 +108,34 @@ async def test_a_queued_message_is_shown_as_the_queue_has_it(open_spool: Any) ->
     assert [(each.action, each.reason) for each in life.changes] == [
         ("hold", "let me look"), ("release", ""), ("delete", "")
     ]  # fmt: skip
+
+
+class DestinationDown:
+    """A delivery in which each destination is down until a moment."""
+
+    def wait(self, destination: str, part: tuple[str, int]) -> Wait | None:
+        return Wait("its destination is down: refused", AT + 90.0)
+
+    def known_waits(self) -> KnownWaits:
+        return KnownWaits()
+
+
+@pytest.mark.parametrize("history", [KEEP, 0.0])
+@ensureDeferred
+async def test_what_is_found_stands_as_the_queue_lists_it(open_spool: Any, history: float) -> None:
+    """Mail that waits for its destination is deferred, though it was never tried; a verdict is no hold."""
+    spool = await open_spool(keep_history=history)
+    waiting = await take(spool, "bob@example.test")
+    kept = await take(spool, "carl@example.test", hold_reason="spam", hold=HoldCause.QUARANTINE)
+    spool.waits = DestinationDown()
+    for queue_id, wanted in (
+        (waiting, ("deferred", AT + 90.0, "its destination is down: refused")),
+        (kept, ("quarantine", None, "spam")),
+    ):
+        (life,) = (await find(spool, queue_id)).messages
+        assert (life.state, life.next_attempt_at, life.reason) == wanted
+        record = await spool.show(queue_id)
+        assert (record.state.value, next_attempt_of(record)) == wanted[:2]
 
 
 @ensureDeferred
