@@ -49,14 +49,14 @@ USED: Final[tuple[tuple[str, str], ...]] = (
     ("-V ID", "the envelope id that stands in such notices"),
     ("-bs", "speak SMTP on standard input and output"),
     ("-bp", "list the queue, like mailq: runs elemtactl queue list"),
-    ("-bi", "nothing, like newaliases: there are no aliases to compile"),
+    ("-bi, -I", "nothing, like newaliases: there are no aliases to compile"),
     ("-bm", "take a message from standard input, which is the default"),
     ("--version", "show the version"),
 )
 """The options that do something, and what; the manual page is written from here."""
 
-_IGNORED: Final = "GUnmvL"
-_WITH_VALUE: Final = "fFrNRVBChLopOXAbqd"
+_IGNORED: Final = "GUcnmvxL"
+_WITH_VALUE: Final = "fFrNRVBCehLopOXAbqd"
 _OPTIONAL_VALUE: Final = "qd"
 _MODES: Final = {
     "s": SendmailMode.SMTP,
@@ -121,6 +121,8 @@ def _apply(options: SendmailOptions, letter: str, value: str) -> SendmailOptions
             if value not in _MODES:
                 raise UsageFault(f"-b{value} is not for this program")
             options = replace(options, mode=_MODES[value])
+        case "I":
+            options = replace(options, mode=SendmailMode.ALIASES)
         case "i" | "o":
             # -oem, -odb and many more say nothing here
             options = replace(options, dots=False) if value in ("", "i") else options

@@ -52,6 +52,9 @@ class Draft:
 
 _FIELD: Final = re.compile(rb"([!-9;-~]+)[ \t]*:(.*(?:\r\n[ \t].*)*)\r\n")
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+_QUOTED_IN_PAIRS: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^"])*')
+_PART: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^",])+')
+_DISPLAYED: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^"<>])*<([^<>]*)>')
 _DEFAULTS: Final = SubmissionConfig()
 _RECIPIENT_FIELDS: Final = (b"to", b"cc", b"bcc")
 
@@ -74,7 +77,7 @@ def read_draft(
     """Read a mail to its end; ``now`` dates it. Raises MailFault when it has no usable recipient."""
     fields, body = _divided(_LINE_END.sub(b"\r\n", _read(stdin, dots=options.dots)))
     resent = any(field.name.startswith(b"resent-") for field in fields)
-    written = list(options.recipients)
+    written = [address for word in options.recipients for address in _listed(word)]
     if options.from_header:
         prefix = b"resent-" if resent else b""
         wanted = [prefix + name for name in _RECIPIENT_FIELDS]
@@ -130,12 +133,30 @@ def _divided(text: bytes) -> tuple[list[_Field], bytes]:
 
 
 def _addresses(values: Iterable[bytes]) -> list[str]:
-    texts = [_LINE_END.sub(b"", value).decode("utf-8", "replace") for value in values]
-    try:
-        pairs = email.utils.getaddresses(texts)
-    except RecursionError as error:
-        raise MailFault("the recipients in the header can't be read: comments are nested too deep") from error
-    return [address for _, address in pairs if address]
+    addresses: list[str] = []
+    for text in (_LINE_END.sub(b"", value).decode("utf-8", "replace") for value in values):
+        try:
+            found = [address for _, address in email.utils.getaddresses([text]) if address]
+        except RecursionError as error:
+            problem = "the recipients in the header can't be read: comments are nested too deep"
+            raise MailFault(problem) from error
+        if not found and "@" in text:
+            # Newer versions of Python give nothing at all for what they do not understand.
+            raise MailFault(f"the recipients in the header can't be read: {text.strip()}")
+        addresses += found
+    return addresses
+
+
+def _listed(word: str) -> list[str]:
+    """The addresses in one word of the command line: cron gives all of its MAILTO in one, with commas.
+
+    What is no list is given back as it is.
+    """
+    if not _QUOTED_IN_PAIRS.fullmatch(word):
+        return [word]
+    parts = [part.strip() for part in _PART.findall(word) if part.strip()]
+    named = [_DISPLAYED.fullmatch(part) for part in parts]
+    return [found[1] if found else part for found, part in zip(named, parts, strict=True)] or [word]
 
 
 def _mailbox(address: str, host: str) -> Mailbox:
@@ -160,7 +181,10 @@ def _caller() -> pwd.struct_passwd | None:
 
 def _sender(options: SendmailOptions, caller: pwd.struct_passwd | None, host: str) -> Mailbox:
     if options.sender is not None:
-        return Mailbox("") if options.sender in ("", "<>") else _mailbox(options.sender, host)
+        if options.sender in ("", "<>"):
+            return Mailbox("")
+        written = _listed(options.sender)
+        return _mailbox(written[0] if len(written) == 1 else options.sender, host)
     return _mailbox(caller.pw_name if caller else f"uid-{os.getuid()}", host)
 
 

@@ -47,6 +47,19 @@ def test_the_options_that_programs_give_are_understood() -> None:
     assert options.recipients == ("b@example.org",)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-FCronDaemon", "-i", "-B8BITMIME", "-oem", "-or0s"],
+        ["-em", "-v", "-oi"],
+        ["-e", "m", "-c", "-x", "-n", "-m", "-U", "-G"],
+        ["-Am", "-L", "tag", "-O", "DeliveryMode=b", "-X", "/dev/null", "-C", "sendmail.cf", "-h", "3"],
+    ],
+)
+def test_options_that_say_nothing_here_take_no_recipient(words: list[str]) -> None:
+    assert read_options(["sendmail", *words, "b@example.org"]).recipients == ("b@example.org",)
+
+
 def test_options_may_stand_together_behind_one_dash() -> None:
     options = read_options(["sendmail", "-tif", "a@example.org"])
     assert options.from_header
@@ -59,6 +72,7 @@ def test_options_may_stand_together_behind_one_dash() -> None:
 )
 def test_the_name_that_it_is_called_by_says_what_to_do(name: str, mode: SendmailMode) -> None:
     assert read_options([name]).mode is mode
+    assert read_options(["sendmail", "-I"]).mode is SendmailMode.ALIASES
 
 
 @pytest.mark.parametrize(
@@ -131,6 +145,40 @@ def test_a_text_without_a_header_is_all_body() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        # As cron does with MAILTO=root,anna@example.org
+        ("root,anna@example.org", [f"root@{HOST}", "anna@example.org"]),
+        ("anna@example.org, bob@example.org,", ["anna@example.org", "bob@example.org"]),
+        ("Anna B <anna@example.org>", ["anna@example.org"]),
+        ('"B, Anna" <anna@example.org>,<bob@example.org>', ["anna@example.org", "bob@example.org"]),
+        ('"b, anna"@example.org', ['"b, anna"@example.org']),
+        (" anna@example.org ", ["anna@example.org"]),
+        ("a..b@example.org", ["a..b@example.org"]),
+    ],
+)
+def test_a_word_of_the_command_line_may_name_several_recipients(word: str, named: list[str]) -> None:
+    assert recipients(draft(b"Subject: x\n\n", word)) == named
+
+
+def test_the_sender_may_have_a_name() -> None:
+    made = draft(b"\n", "-f", "Anna B <anna@example.org>", "a@example.org")
+    assert made.sender.wire == "<anna@example.org>"
+
+
+@pytest.mark.parametrize("sender", ["a@example.org, b@example.org", "a b@example.org", "<a@example.org> b"])
+def test_a_sender_that_is_none_or_several_is_refused(sender: str) -> None:
+    with pytest.raises(MailFault):
+        draft(b"\n", "-f", sender, "a@example.org")
+
+
+def test_recipients_that_can_not_be_read_are_not_left_out_in_silence() -> None:
+    for field in (b"Cc: a@example.org b@example.org", b"Cc: (a@example.org"):
+        with pytest.raises(MailFault):
+            draft(b"To: c@example.org\n" + field + b"\n\nhi\n", "-t")
+
+
 @pytest.mark.parametrize("empty", ["", "<>"])
 def test_the_empty_sender_is_nobody(empty: str) -> None:
     assert draft(b"\n", "-f", empty, "a@example.org").sender.wire == "<>"
@@ -145,7 +193,17 @@ def test_a_mail_for_nobody_is_refused(text: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipient", ["a b@example.org", "a@example.org>\r\nRCPT TO:<b@example.org", "@example.org"]
+    "recipient",
+    [
+        "a b@example.org",
+        "a@example.org>\r\nRCPT TO:<b@example.org",
+        "@example.org",
+        "a@example.org,b c@example.org",
+        'a@example.org,"b@example.org',
+        "a@example.org,<>",
+        "a@example.org,<b@example.org",
+        "",
+    ],
 )
 def test_an_address_that_is_none_is_refused(recipient: str) -> None:
     with pytest.raises(MailFault):
