@@ -74,6 +74,42 @@ def test_a_steady_date_goes_on_until_it_is_told_to_follow(step: float) -> None:
     assert steady.seconds() == 1_000_006 + step
 
 
+@pytest.mark.parametrize("step", [-3600.0, -2.0, -0.5, 0.0, 0.5, 3600.0])
+def test_a_steady_date_says_how_much_it_is_ahead(step: float) -> None:
+    monotonic, wall = Clock(), Clock()
+    steady = SteadyWall(runtime_of(monotonic, wall=wall.seconds))
+    wall.rightNow += step
+    assert steady.ahead == (-step if step < -1 else 0.0)
+
+
+def test_a_steady_date_follows_a_time_of_day_that_is_ahead_for_an_hour_on_end() -> None:
+    monotonic, wall = Clock(), Clock()
+    steady = SteadyWall(runtime_of(monotonic, wall=wall.seconds))
+
+    def let_pass(seconds: int) -> None:
+        for _ in range(seconds // 60):
+            steady.follow_what_lasts()
+            for clock in (monotonic, wall):
+                clock.advance(60)
+        steady.follow_what_lasts()
+
+    wall.rightNow += 86_400
+    let_pass(3540)
+    assert steady.behind == 86_400
+    # It was wrong.
+    wall.rightNow -= 86_400
+    let_pass(60)
+    wall.rightNow += 7200
+    let_pass(3540)
+    assert steady.behind == 7200
+    let_pass(60)
+    assert steady.behind == 0
+    # It is never put back.
+    wall.rightNow -= 7200
+    let_pass(7200)
+    assert steady.ahead == 7200
+
+
 def queue_ids(directory: Path, seed: int) -> list[str]:
     """The ids of the partition and of three messages, in a spool without threads."""
     clock = SimulatedReactor()

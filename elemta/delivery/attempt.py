@@ -264,7 +264,8 @@ class AttemptRunner:
         return None
 
     def _end(self, message: QueuedMessage) -> float:
-        return message.envelope.received_at + self._settings.retries.expire
+        # By the clock of delivery, which goes on where the time of day is put back.
+        return message.envelope.received_at + self._settings.retries.expire + self._clock.ahead
 
     def _is_too_old(self, message: QueuedMessage) -> bool:
         """Whether the message is given up now if it can't be delivered now."""
@@ -343,7 +344,7 @@ class AttemptRunner:
         if self._expiry.tells(message):
             message = replace(message, warned=True)
         unreadable = await why_unreadable(self._queue, message) if self._is_too_old(message) else None
-        settings = self._settings
+        settings = self._settings.for_a_clock_ahead(self._clock.ahead)
         following = follow_up(message, outcomes, settings, now=now, retry_at=retry_at, unreadable=unreadable)
         recorded = await record(self._queue, message, outcomes, following, settings, now=now)
         if recorded.retry_at is not None:

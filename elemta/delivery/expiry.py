@@ -46,6 +46,8 @@ class ExpiryScanner:
 
     def __init__(self, queue: DeliveryQueue, destinations: Destinations, settings: DeliverySettings) -> None:
         self.settings = settings
+        # As they are by the clock of the walk that goes on.
+        self._in_force = settings
         self._queue = queue
         self._destinations = destinations
         self._notified_up_to = -1
@@ -81,16 +83,20 @@ class ExpiryScanner:
         """Whether this part is being given up, or was since it was read: no attempt is to be made."""
         return message.key in self._giving_up
 
-    async def walk(self, now: float, goes_on: Callable[[], bool]) -> None:
-        """Expire and tell what is due by age. ``goes_on`` is asked between two messages. SpoolError."""
+    async def walk(self, now: float, goes_on: Callable[[], bool], *, ahead: float = 0.0) -> None:
+        """Expire and tell what is due by age. ``goes_on`` is asked between two messages. SpoolError.
+
+        ``now`` is by a clock that is so many seconds ``ahead`` of the one by which mail was received.
+        """
         self._walking = True
+        self._in_force = self.settings.for_a_clock_ahead(ahead)
         try:
             try:
                 await self._expire(now, goes_on)
             finally:
                 # On a full disk no notice can be queued: what ends without one makes space for it.
                 await self._end_holds(now, goes_on)
-            if self.settings.warn_after > 0:
+            if self._in_force.warn_after > 0:
                 await self._send_delay_notices(now, goes_on)
         finally:
             self._walking = False
@@ -100,7 +106,7 @@ class ExpiryScanner:
         place, more = -1, True
         while more:
             self._attempted.clear()
-            page = await self._queue.older(now - self.settings.retries.expire, place, _PAGE)
+            page = await self._queue.older(now - self._in_force.retries.expire, place, _PAGE)
             place, more = page.after, page.more
             for some in _some_together(page.messages):
                 if not goes_on():
@@ -139,7 +145,7 @@ class ExpiryScanner:
         """Let go what others put on hold, once it was there for as long as mail is kept."""
         seen: frozenset[Key] = frozenset()
         while goes_on():
-            page = await self._queue.held(now - self.settings.retries.expire, _PAGE)
+            page = await self._queue.held(now - self._in_force.retries.expire, _PAGE)
             found = sorted(page, key=lambda held: held.hold.tells_sender)
             holds = {held.message.key: held for held in found}
             end = partial(self._end_hold_of, holds, now)
@@ -212,7 +218,7 @@ class ExpiryScanner:
     async def _notify_page(self, place: int, now: float, goes_on: Callable[[], bool]) -> ArrivalPage:
         self._again.discard(place)
         self._attempted.clear()
-        page = await self._queue.older(now - self.settings.warn_after, place, _PAGE, unwarned=True)
+        page = await self._queue.older(now - self._in_force.warn_after, place, _PAGE, unwarned=True)
         for some in _some_together(page.messages):
             if not goes_on():
                 break
@@ -255,7 +261,7 @@ class ExpiryScanner:
 
     def _note_failure(self, parts: Sequence[QueuedMessage], now: float) -> None:
         """Leave a message alone for a while that something goes wrong with."""
-        queue_id, again = parts[0].queue_id, now + self.settings.retries.delays[0]
+        queue_id, again = parts[0].queue_id, now + self._in_force.retries.delays[0]
         _log.failure(
             "a message could not be given up, or no notice of its delay sent",
             event="queue.expiry_failed",
@@ -269,7 +275,7 @@ class ExpiryScanner:
     async def _notify_of_message(self, parts: Sequence[QueuedMessage], place: int, now: float) -> None:
         if any(self._is_near(part, now) for part in parts):
             self._again.add(place)
-        elif now < parts[0].envelope.received_at + self.settings.retries.expire:
+        elif now < parts[0].envelope.received_at + self._in_force.retries.expire:
             with self._marked(parts, self._notifying):
                 await self._send_delay_notice(parts, now)
 
@@ -299,7 +305,7 @@ class ExpiryScanner:
         """Tell the sender once, whatever the number of destinations, then record each part."""
         message, outcomes = await self._together(parts, now)
         unreadable = await why_unreadable(self._queue, message)
-        following = follow_up(message, outcomes, self.settings, now=now, unreadable=unreadable)
+        following = follow_up(message, outcomes, self._in_force, now=now, unreadable=unreadable)
         await self._tell(message, outcomes, now)
         await _all(self._settle(part, outcomes, following) for part in parts)
         _log.info(
@@ -313,7 +319,7 @@ class ExpiryScanner:
 
     async def _tell(self, message: QueuedMessage, outcomes: Sequence[Outcome], now: float) -> bool:
         """Queue the notices that follow; whether there are any."""
-        settings = notice_settings(self.settings)
+        settings = notice_settings(self._in_force)
         notices = notices_of(message, outcomes, settings, now)
         await tell(self._queue, notices, settings)
         return bool(notices)

@@ -129,6 +129,7 @@ class AgeScan:
 
     def _begin(self) -> None:
         self._call = None
+        self._time.follow_what_lasts()
         walk = self._walk = Deferred.fromCoroutine(self._look_after(self._time.seconds()))
         walk.addErrback(_log_old_not_read).addCallback(self._ended).addErrback(_log_old_not_read)
 
@@ -136,7 +137,7 @@ class AgeScan:
         try:
             await self._notices.walk(now, self._runs)
         finally:
-            await self._expiry.walk(now, self._runs)
+            await self._expiry.walk(now, self._runs, ahead=self._time.ahead)
 
     def _ended(self, _: None) -> None:
         self._walk = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 
 from elemta.address import Address
@@ -115,6 +115,13 @@ class DeliverySettings:
     def threads(self) -> int:
         """All threads that delivery may use."""
         return self.maildir_threads + self.read_threads
+
+    def for_a_clock_ahead(self, seconds: float) -> DeliverySettings:
+        """The same by a clock that is so much ahead of the one that says when a message was received."""
+        if not seconds:
+            return self
+        retries = replace(self.retries, expire=self.retries.expire + seconds)
+        return replace(self, retries=retries, warn_after=self.warn_after and self.warn_after + seconds)
 
     @classmethod
     def from_config(cls, config: Config, runtime: Runtime, domains: Domains) -> DeliverySettings:

@@ -104,7 +104,8 @@ class SuccessNotices:
         now, envelope = self._clock.seconds(), owed.envelope
         self._faults.note(envelope.queue_id, now + self.settings.retries.delays[0])
         delivered_at = max([envelope.received_at, *(each.at for each in owed.outcomes)])
-        if now < delivered_at + self.settings.retries.expire or not self._queue.healthy:
+        expire = self.settings.retries.expire + self._clock.ahead
+        if now < delivered_at + expire or not self._queue.healthy:
             return
         _log.error(
             "a sender gets no notice of a delivery: it could not be queued for too long",

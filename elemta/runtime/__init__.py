@@ -170,6 +170,12 @@ def _since_boot() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+_LASTING = 3600.0
+"""Seconds for which the time of day must have been ahead on end before that counts."""
+
+_NO_STEP = 1.0
+
+
 class SteadyWall:
     """Seconds since the epoch that never jump by themselves.
 
@@ -181,6 +187,9 @@ class SteadyWall:
         self._wall = runtime.wall
         self._monotonic = runtime.monotonic
         self._offset = runtime.wall() - runtime.monotonic()
+        # Since when the time of day is ahead of it, and by how much at least.
+        self._behind_since: float | None = None
+        self._least_behind = 0.0
 
     def seconds(self) -> float:
         return self._monotonic() + self._offset
@@ -195,3 +204,29 @@ class SteadyWall:
         behind = self.behind
         self._offset += behind
         return behind
+
+    @property
+    def ahead(self) -> float:
+        """How many seconds it is ahead of the time of day since that was put back; 0.0 for less than one.
+
+        What got its date from the time of day is so much older by this clock than it is.
+        """
+        ahead = -self.behind
+        return ahead if ahead >= _NO_STEP else 0.0
+
+    def follow_what_lasts(self) -> None:
+        """Take over by how much the time of day was ahead for an hour; to be called every few seconds.
+
+        It may have been wrong before, or the host was suspended. One that is wrong for minutes makes nothing
+        old before its time.
+        """
+        behind, now = self.behind, self._monotonic()
+        if behind < _NO_STEP:
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since, self._least_behind = now, behind
+        else:
+            self._least_behind = min(self._least_behind, behind)
+            if now - self._behind_since >= _LASTING:
+                self._offset += self._least_behind
+                self._behind_since = None

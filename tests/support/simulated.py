@@ -236,7 +236,9 @@ class Simulation:
     ) -> None:
         self.clock = SimulatedReactor()
         self.clock.advance(START)
-        runtime = simulated_runtime(self.clock)
+        #: How many seconds the time of day is ahead of what it was at the start.
+        self.step = 0.0
+        runtime = simulated_runtime(self.clock, wall=lambda: self.clock.seconds() + self.step)
         store = LocalStore(self.clock)
         self.pace = OutboundLimiter(Limiter(rules_from_config(ResourcesConfig(), limits), store))
         self.queue = MemoryQueue(self.clock)
@@ -268,7 +270,7 @@ class Simulation:
     def send(self, destination: str, sender: str = "sender", *, tell: bool = True) -> str:
         """A new message; with ``tell`` as after its commit, else it is only in the queue."""
         self.sent += 1
-        now = self.clock.seconds()
+        now = self.clock.seconds() + self.step
         envelope = Envelope(
             f"Q{self.sent:07}",
             Address(sender, "example.org"),

@@ -1,0 +1,86 @@
+"""A time of day that is set, in either direction, makes no mail old before its time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from elemta.delivery import Retries
+from tests.support.simulated import GREYLISTED, SILENT, Answer, Simulation
+
+WARNED, EXPIRED = 300.0, 600.0
+# An attempt may be under way, and the queue is walked every 5 s.
+LATE = 70.0
+DAY = 86_400.0
+
+
+@pytest.fixture(params=[GREYLISTED, SILENT], ids=["deferred", "down"])
+def simulation(request: pytest.FixtureRequest) -> Iterator[Simulation]:
+    answer: Answer = request.param
+    made = Simulation(
+        lambda destination, now: answer, retries=Retries((60.0,), EXPIRED, jitter=0.0), warn_after=WARNED
+    )
+    made.start()
+    yield made
+    made.stop()
+
+
+def notices(simulation: Simulation, since: float) -> list[tuple[str, float]]:
+    """What senders were told, and when."""
+    return [
+        ("delayed" if "Action: delayed" in text else "failed", at - since)
+        for at, text in simulation.queue.notices
+    ]
+
+
+def has_its_time(simulation: Simulation) -> bool:
+    """Whether a message that is sent now is tried, and its sender hears of it, as the settings say."""
+    simulation.queue.notices.clear()
+    simulation.attempts.clear()
+    since = simulation.clock.seconds()
+    simulation.send("hop.example")
+    simulation.run(EXPIRED + LATE)
+    (first, delayed), (last, failed) = notices(simulation, since)
+    assert (first, last) == ("delayed", "failed")
+    return WARNED <= delayed <= WARNED + LATE and EXPIRED <= failed <= EXPIRED + LATE
+
+
+@pytest.mark.parametrize("step", [-120.0, -3600.0, -6 * DAY])
+def test_mail_that_comes_after_the_clock_was_put_back_has_its_whole_time(
+    simulation: Simulation, step: float
+) -> None:
+    assert has_its_time(simulation)
+    simulation.step = step
+    assert has_its_time(simulation)
+    assert len(simulation.attempts) >= 5
+
+
+def test_mail_that_waits_while_the_clock_is_put_back_waits_no_longer_for_an_attempt(
+    simulation: Simulation,
+) -> None:
+    simulation.send("hop.example")
+    simulation.run(90.0)
+    simulation.attempts.clear()
+    simulation.step = -DAY
+    simulation.run(400.0)
+    assert len(simulation.attempts) >= 4
+
+
+@pytest.mark.parametrize("step", [120.0, 3600.0, 6 * DAY])
+def test_a_clock_that_is_ahead_for_minutes_makes_nothing_old(simulation: Simulation, step: float) -> None:
+    simulation.send("hop.example")
+    simulation.run(60.0)
+    simulation.step = step
+    simulation.run(200.0)
+    simulation.step = 0.0
+    assert simulation.queue.notices == []
+    simulation.run(EXPIRED + LATE - 260.0)
+    assert [kind for kind, _ in notices(simulation, 0.0)] == ["delayed", "failed"]
+
+
+@pytest.mark.parametrize("step", [120.0, 3600.0, 6 * DAY])
+def test_a_clock_that_is_ahead_for_an_hour_is_right(simulation: Simulation, step: float) -> None:
+    simulation.step = step
+    simulation.run(3700.0)
+    assert has_its_time(simulation)
