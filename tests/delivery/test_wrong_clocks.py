@@ -27,7 +27,7 @@ def simulation(request: pytest.FixtureRequest) -> Iterator[Simulation]:
 
 
 def notices(simulation: Simulation, since: float) -> list[tuple[str, float]]:
-    """What senders were told, and when."""
+    """The notices to senders, and when they were queued."""
     return [
         ("delayed" if "Action: delayed" in text else "failed", at - since)
         for at, text in simulation.queue.notices
