@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import io
 import re
 import time
@@ -11,19 +12,23 @@ from functools import partial
 
 import dkim
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
 )
+from dkim.canonicalization import CanonicalizationPolicy
 
 from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.policies.dkim_sign.signature import SigningKey, _seal_value
 from elemta.policies.mail_auth.body_hash import hash_body
 from elemta.policies.mail_auth.dns_facts import FactType, evaluate
 from elemta.policies.mail_auth.signatures import (
     MAX_SIGNATURES,
+    check_arc,
     check_dkim,
     wanted_body_hashes,
     wanted_keys,
@@ -204,6 +209,10 @@ def test_a_key_that_is_none_is_no_pass(keys, record, result):
         ("h=sha1:sha256; ", "pass"),
         ("s=tlsrpt; ", "permerror"),
         ("s=email; ", "pass"),
+        ("s=other:email; ", "pass"),
+        ("s= tlsrpt : * ; ", "pass"),
+        ("s=other; ", "permerror"),
+        ("n=notes about k=ed25519; g=; ", "pass"),
         ("t=s; ", "pass"),
         ("t=y; ", "pass"),
     ],
@@ -227,6 +236,74 @@ def test_an_expired_signature_fails_even_if_the_rest_is_good(keys, monkeypatch):
     assert b"x=" not in field
     with_expiry = field.replace(b"; t=", f"; x={int(now) - 100_000}; t=".encode(), 1)
     assert keys.result(with_expiry + MESSAGE) == "fail"
+
+
+class Octets:
+    """Keeps what dkimpy would hash."""
+
+    def __init__(self) -> None:
+        self.kept = b""
+
+    def update(self, octets: bytes) -> None:
+        self.kept += octets
+
+
+def handmade(keys: Keys, tags: bytes, names: bytes, field: bytes = b"DKIM-Signature") -> bytes:
+    """A field that signs MESSAGE, relaxed/relaxed, its first tags as they are given."""
+    keys.rsa()
+    relaxed = CanonicalizationPolicy.from_c_value(b"relaxed/relaxed")
+    header, body = dkim.rfc822_parse(MESSAGE)
+    digest = base64.b64encode(hashlib.sha256(relaxed.canonicalize_body(body)).digest())
+    value = tags + b"h=" + names + b";bh=" + digest + b";b="
+    octets = Octets()
+    signed_names = names.lower().split(b":")
+    canonical = relaxed.canonicalize_headers(header)
+    dkim.hash_headers(octets, relaxed, canonical, signed_names, (field, value + b"\r\n"), {})
+    signature = Keys.made[2048].sign(octets.kept, padding.PKCS1v15(), hashes.SHA256())
+    return field + b":" + value + base64.b64encode(signature) + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "result"),
+    [
+        (b"from:subject", "pass"),
+        (b"FROM:Subject:from", "pass"),
+        (b"subject", "permerror"),
+        (b"x-from:from-x", "permerror"),
+        (b"", "permerror"),
+    ],
+)
+def test_a_signature_that_does_not_cover_the_author_proves_nothing(keys, names, result):
+    field = handmade(keys, b"v=1;a=rsa-sha256;c=relaxed/relaxed;d=example.org;s=s;", names)
+    assert keys.result(field + MESSAGE) == result
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        b" i=1; a=rsa-sha256; c=relaxed/relaxed; d=example.org; s=s; ",
+        b"i=1;a=rsa-sha256;c=relaxed/relaxed;d=example.org;s=s;",
+        b" a=rsa-sha256;d=example.org;s=s;i=1;",
+        b" a=rsa-sha256;\r\n\td=example.org;\r\n\ts=s;\r\n\ti = 1 ;\r\n\t",
+        b" A=1; a=rsa-sha256; d=example.org; s=s; i=1 ; ",
+    ],
+)
+def test_the_instance_of_an_arc_signature_is_found_wherever_it_stands(keys, tags):
+    signature = handmade(keys, tags, b"from:subject", b"ARC-Message-Signature")
+    results = b"ARC-Authentication-Results: i=1; list.example; spf=pass\r\n"
+    key = SigningKey("example.org", "s", Keys.made[2048])
+    fields, _ = dkim.rfc822_parse(results + signature)
+    seal_tags = [(b"i", b"1"), (b"a", b"rsa-sha256"), (b"cv", b"none"), (b"d", b"example.org")]
+    seal = _seal_value([*seal_tags, (b"s", b"s"), (b"b", b"")], fields, key)
+    message = b"ARC-Seal: " + seal + b"\r\n" + signature + results + MESSAGE
+    header, body = dkim.rfc822_parse(message)
+    bodies = hash_body(io.BytesIO(body), wanted_body_hashes(header))
+
+    async def in_place(step):
+        return step()
+
+    chain = asyncio.run(evaluate(lambda facts: check_arc(header, bodies, facts), keys, in_place))
+    assert (chain.result, chain.text, chain.sealers) == ("pass", "", ("example.org",))
 
 
 @pytest.mark.parametrize(
