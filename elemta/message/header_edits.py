@@ -70,6 +70,8 @@ def _folded(name: str, line: bytes) -> Iterable[bytes]:
             raise ValueError(f"the value of the field {name} has a word too long for a line")
         yield line[:place]
         line = line[place:]
+        if not line.strip():
+            return  # blanks alone are no line of a field (RFC 5322 §3.2.2)
     yield line
 
 

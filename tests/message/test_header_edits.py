@@ -42,6 +42,15 @@ def test_a_value_is_written_as_it_is_given(value: str, expected: bytes | None) -
         assert written == expected
 
 
+@pytest.mark.parametrize(
+    "value", ["y" * 990 + " " * 40, "y " * 600, "y" + "\t" * 5000, " " * 2000, "a\r\n b" + " " * 2000]
+)
+def test_a_fold_leaves_no_line_of_blanks_alone(value: str) -> None:
+    # To some readers such a line is the end of the header.
+    lines = field_octets("X", value).removesuffix(b"\r\n").split(b"\r\n")
+    assert all(line.strip() and len(line) <= 998 for line in lines)
+
+
 def test_a_line_over_998_octets_is_folded_at_a_blank_and_no_other_is() -> None:
     value = " ".join(["word"] * 400)
     lines = field_octets("X", value).split(b"\r\n")

@@ -136,6 +136,17 @@ class Conversation:
         return decision
 
     async def _answer(self, *, may_change: bool) -> tuple[MilterDecision, list[Modification]]:
+        answered = False
+        try:
+            answer = await self._read_answer(may_change=may_change)
+            answered = True
+        finally:
+            if not answered:
+                # What came later would be taken for the answer to another question.
+                await self.stream.close()
+        return answer
+
+    async def _read_answer(self, *, may_change: bool) -> tuple[MilterDecision, list[Modification]]:
         changes: list[Modification] = []
         size = progress = 0
         while True:

@@ -159,11 +159,12 @@ class MilterPolicy:
 
     async def _open(self, session: Session) -> Conversation:
         stream = await self._services.connect(self._endpoint)
+        conversation: Conversation | None = None
         try:
             conversation = await negotiate(stream)
-        except BackendError:
-            await stream.close()
-            raise
+        finally:
+            if conversation is None:  # also where the client did not wait
+                await stream.close()
         session.notes["conversation"] = conversation
         return conversation
 

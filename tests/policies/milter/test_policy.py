@@ -9,14 +9,27 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError
 
 from elemta.policies.milter import MilterPlugin
 from elemta.policies.milter.protocol import MilterError, packet, read_answer, read_options
-from elemta.policy import CONTINUE, BackendError, Defer, Discard, Disconnect, Quarantine, Reject
-from elemta.policy.testing import PolicyTester
+from elemta.policy import (
+    CONTINUE,
+    Address,
+    BackendError,
+    Defer,
+    Discard,
+    Disconnect,
+    Quarantine,
+    Recipient,
+    Reject,
+    Stage,
+)
+from elemta.policy.testing import PolicyTester, make_message
 
 ENDPOINT = "unix:/run/opendkim/opendkim.sock"
 MESSAGE = b"Subject:  two blanks\r\nX-A: 1\r\n folded\r\nX-A: 2\r\n\r\nbody\r\n" + b"line\r\n" * 20_000
+RECIPIENT = Recipient(Address("b", "example.com"))
 ALL = 0xFF
 
 
@@ -27,6 +40,7 @@ class Milter:
         self.options = struct.pack("!III", version, actions, steps)
         self.steps, self.answers = steps, answers
         self.heard: list[tuple[bytes, bytes]] = []
+        self.unanswered = b""
         self._rest = b""
 
     def __call__(self, data: bytes) -> bytes | None:
@@ -46,6 +60,8 @@ class Milter:
         return answer
 
     def _answer(self, command: bytes) -> bytes | None:
+        if command == self.unanswered:
+            return b""
         if command == b"O":
             return packet(b"O", self.options)
         if command in b"DAQ":
@@ -377,6 +393,32 @@ def test_very_many_fields_that_are_not_answered_go_out_in_one_piece():
 def test_a_milter_that_does_not_negotiate_is_a_failure(milter):
     with pytest.raises(BackendError):
         policy(milter).connected()
+
+
+@pytest.mark.parametrize("stage", ["O", "C", "H", "M", "R", "T", "L", "N", "B", "E"])
+@pytest.mark.parametrize("gives_up", [False, True])
+def test_a_late_answer_is_never_taken_for_that_to_another_question(stage, gives_up):
+    steps = {"C": Stage.CONNECT, "H": Stage.HELO, "M": Stage.MAIL, "R": Stage.RCPT, "T": Stage.DATA}
+    asked_at = steps.get(stage, Stage.CONNECT if stage == "O" else Stage.MESSAGE)
+    milter = Milter()
+    milter.unanswered = stage.encode()
+    asked = policy(milter)
+    for at in (Stage.CONNECT, Stage.HELO, Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.MESSAGE):
+        about = {Stage.RCPT: RECIPIENT, Stage.MESSAGE: make_message(MESSAGE)}.get(at)
+        answer = asked.ask(at, about)
+        if at is asked_at:
+            break
+        assert answer.result == CONTINUE
+    assert not answer.called
+    if gives_up:
+        answer.cancel()
+    else:
+        asked.clock.advance(5)
+    assert asked.connections.open == 0
+    assert answer.result.check(BackendError, CancelledError)
+    answer.addErrback(lambda _: None)
+    with pytest.raises(BackendError, match="was lost"):
+        asked.rcpt("c@example.com")
 
 
 def test_a_message_that_is_given_up_is_aborted_and_the_connection_stays():
