@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.header import Header
 from itertools import islice
@@ -27,6 +27,7 @@ from elemta.policy import (
     IPolicyPlugin,
     Message,
     Quarantine,
+    Recipient,
     Reject,
     Services,
     Session,
@@ -37,6 +38,8 @@ from elemta.policy import (
 
 MAX_FIELDS = 100  # header changes of one answer that are heeded
 MAX_ANSWER = 1024 * 1024  # octets: it is parsed in the reactor's thread
+MAX_SHOWN = 64 * 1024
+"""Octets of the recipients that rspamd is told of. Its HTTP header may have 80 KiB."""
 MAX_TEXT = 200
 GREYLIST_DELAY = 300.0  # seconds, as in rspamd's own module
 GREYLIST_MEMORY = 86_400.0
@@ -119,7 +122,7 @@ class RspamdPolicy:
             "IP": str(session.client_ip),
             "Helo": _line(session.helo),
             "From": f"<{_line(str(transaction.sender))}>",
-            "Rcpt": ", ".join(f"<{_line(str(one.address))}>" for one in transaction.recipients),
+            "Rcpt": ", ".join(_shown(transaction.recipients)),
             "MTA-Name": self._services.hostname,
             "Queue-Id": transaction.queue_id or "",
         }
@@ -254,6 +257,19 @@ def _encoded(subject: str) -> str:
     if text.isascii():
         return text
     return Header(text, "utf-8", header_name="Subject", maxlinelen=76).encode(linesep="\r\n")
+
+
+def _shown(recipients: Sequence[Recipient]) -> list[str]:
+    """As many recipients as rspamd takes: it closes the connection at a longer header."""
+    shown: list[str] = []
+    left = MAX_SHOWN
+    for recipient in recipients:
+        text = f"<{_line(str(recipient.address))}>"
+        left -= len(text.encode("utf-8")) + 2
+        if left < 0:
+            break
+        shown.append(text)
+    return shown
 
 
 def _line(text: str) -> str:

@@ -61,6 +61,18 @@ def test_rspamd_hears_who_sends_what_and_to_whom():
     assert request.headers["Hostname"] == "client.example.org"
 
 
+def test_rspamd_is_told_of_as_many_recipients_as_it_takes():
+    asked = policy({"action": "no action"})
+    asked.transaction_facts.max_recipients = 1000
+    for number in range(900):
+        asked.rcpt(f"{number:0100}@example.com")
+    asked.message(MESSAGE)
+    told = asked.http.requests[0].headers["Rcpt"]
+    assert told.startswith("<b@example.com>, <c@example.com>, <000")
+    assert told.endswith("@example.com>")
+    assert 60_000 < len(told) < 65_536
+
+
 def test_its_header_changes_are_made():
     asked = policy(
         {
