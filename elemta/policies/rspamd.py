@@ -39,7 +39,7 @@ from elemta.policy import (
 MAX_FIELDS = 100  # header changes of one answer that are heeded
 MAX_ANSWER = 1024 * 1024  # octets: it is parsed in the reactor's thread
 MAX_SHOWN = 64 * 1024
-"""Octets of the recipients that rspamd is told of. Its HTTP header may have 80 KiB."""
+"""Octets of the recipients that rspamd gets. Its HTTP header may have 80 KiB."""
 MAX_TEXT = 200
 GREYLIST_DELAY = 300.0  # seconds, as in rspamd's own module
 GREYLIST_MEMORY = 86_400.0

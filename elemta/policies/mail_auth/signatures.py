@@ -200,7 +200,7 @@ def _check_tags(tags: dict[bytes, bytes]) -> None:
 
 
 def _for_dkimpy(tags: dict[bytes, bytes]) -> str:
-    """A key record without what was checked: dkimpy reads an s= of several services as that of no one."""
+    """A key record without what was checked: dkimpy reads an s= of several services as unknown."""
     kept = (tag + b"=" + tags[tag] for tag in (b"v", b"k", b"p") if tag in tags)
     return b"; ".join(kept).decode("ascii")
 
