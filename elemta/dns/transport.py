@@ -18,7 +18,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybe
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import CannotListenError, ConnectError, ConnectingCancelledError
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import DatagramProtocol, Factory
+from twisted.internet.protocol import DatagramProtocol, Factory, connectionDone
 from twisted.internet.protocol import Protocol as StreamProtocol
 from twisted.python.failure import Failure
 
@@ -125,7 +125,7 @@ class DNSTransport:
             raise ServerFailed(_words(error)) from error
         self._close(stream.closed)
         try:
-            stream.transport.write(struct.pack("!H", len(wire)) + wire)  # type: ignore[union-attr]
+            stream.transport.write(struct.pack("!H", len(wire)) + wire)
             data = await self._within(stream.answer, until)
         finally:
             stream.abort()
@@ -224,6 +224,8 @@ class _Datagrams(DatagramProtocol):
 class _DNSStream(StreamProtocol):
     """One answer over TCP, with its length before it (RFC 1035 §4.2.2)."""
 
+    transport: Any  # half of what it has is in no interface
+
     def __init__(self) -> None:
         self._data = bytearray()
         self.answer: Deferred[bytes] = Deferred()
@@ -238,7 +240,7 @@ class _DNSStream(StreamProtocol):
             if len(self._data) >= end:
                 self.answer.callback(bytes(self._data[2:end]))
 
-    def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         if not self.answer.called:
             self.answer.errback(Failure(ServerFailed("closed the connection")))
         self.closed.callback(None)
@@ -247,7 +249,7 @@ class _DNSStream(StreamProtocol):
         # The result of an answer without a caller is not needed.
         self.answer.addErrback(lambda _: None)
         if self.transport is not None:
-            self.transport.abortConnection()  # type: ignore[attr-defined]
+            self.transport.abortConnection()
 
 
 def parsed(data: bytes) -> dns.message.QueryMessage:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as OutOfTime
-from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IReactorUNIX
-from twisted.internet.protocol import ClientFactory, Protocol
+from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from elemta.errors import PeerFailed
@@ -127,17 +126,19 @@ class _Exchange(ClientFactory):
 
 
 class _Connection(Protocol):
+    transport: Any  # half of what it has is in no interface
+
     def __init__(self, exchange: _Exchange) -> None:
         self._exchange = exchange
 
     def connectionMade(self) -> None:
-        cast(Any, self.transport).write(self._exchange.sent)
+        self.transport.write(self._exchange.sent)
 
     def dataReceived(self, data: bytes) -> None:
         if not self._exchange.take(data):
-            cast(Any, self.transport).abortConnection()
+            self.transport.abortConnection()
 
-    def connectionLost(self, reason: Failure = Failure(ConnectionClosed())) -> None:  # noqa: B008
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._exchange.ended()
 
 

@@ -146,6 +146,8 @@ async def within(waiting: Deferred[Any], seconds: float, clock: Any, words: str)
 class StreamProtocol(TwistedProtocol):
     """The octets that arrived, and the reader that waits for more."""
 
+    transport: Any  # half of what it has is in no interface
+
     def __init__(self) -> None:
         self.buffer = bytearray()
         self.end: Failure | None = None
@@ -158,13 +160,13 @@ class StreamProtocol(TwistedProtocol):
         self.unsent = 0
 
     def connectionMade(self) -> None:
-        self.transport.registerProducer(self, streaming=True)  # type: ignore[union-attr]
+        self.transport.registerProducer(self, streaming=True)
 
     def dataReceived(self, data: bytes) -> None:
         self.buffer += data
         if len(self.buffer) > MAX_UNREAD and not self._paused:
             self._paused = True
-            self.transport.pauseProducing()  # type: ignore[union-attr]
+            self.transport.pauseProducing()
         self._wake()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -206,19 +208,18 @@ class StreamProtocol(TwistedProtocol):
         self._waiting = waiting
         if self._paused and len(self.buffer) < max(MAX_UNREAD, wanted):
             self._paused = False
-            self.transport.resumeProducing()  # type: ignore[union-attr]
+            self.transport.resumeProducing()
         return waiting
 
     def taken(self) -> None:
         """Octets were read: there is space for more."""
         if self._paused and len(self.buffer) <= MAX_UNREAD and self.end is None:
             self._paused = False
-            self.transport.resumeProducing()  # type: ignore[union-attr]
+            self.transport.resumeProducing()
 
     def abort(self) -> None:
-        transport: Any = self.transport
         if self.end is None:
-            abort = getattr(transport, "abortConnection", transport.loseConnection)
+            abort = getattr(self.transport, "abortConnection", self.transport.loseConnection)
             abort()
 
     def _forget_waiting(self, _: object) -> None:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import hiredis
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHandshakeListener
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 from txredisapi import HiredisProtocol, InvalidData, RedisError, ResponseError
 from zope.interface import implementer
@@ -235,7 +234,7 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
         if self._closing and not waiting:
             self.transport.loseConnection()
 
-    def connectionLost(self, why: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
+    def connectionLost(self, why: Failure = connectionDone) -> None:
         tell, self._lost = self._lost, None
         self.why = self.why or why.getErrorMessage()
         if tell is not None:
