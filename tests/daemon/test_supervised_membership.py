@@ -25,8 +25,9 @@ from elemta.limits.window import Bound
 from elemta.metrics import Metrics
 from elemta.workers import host_state
 from elemta.workers.channel import Channel
-from tests.support.channels import ChannelPair
+from tests.support.channels import ChannelPair, carry_all
 from tests.support.runtime import simulated_runtime
+from tests.support.waiting import answered
 
 RATE = LimitSpec("rate", (Bound.of(8, 60_000_000),))
 HERE = LimitSpec("here", (Bound.of(8, 60_000_000),), cluster=False)
@@ -100,20 +101,14 @@ class Host:
 
     def carry(self, seconds: float = 0.0) -> None:
         self.clock.advance(seconds)
-        while sum(pair.carry() for pair in self.pairs):
-            self.clock.advance(0)
+        carry_all(self.clock, self.pairs)
 
     def now(self, work: Coroutine[Any, Any, Any] | Any) -> Any:
         """The result of what is over when all octets have arrived."""
         if isinstance(work, Coroutine):
             work = Deferred.fromCoroutine(work)
         self.carry()
-        if not isinstance(work, Deferred):
-            return work
-        found: list[Any] = []
-        work.addBoth(found.append)
-        assert found, "there is no answer yet"
-        return getattr(found[0], "value", found[0])
+        return answered(work)
 
 
 def override(identity: str = "jane", **more: Any) -> Override:

@@ -17,7 +17,7 @@ from elemta.spool import QueuedMessage
 from elemta.workers.limit_bodies import write
 from elemta.workers.outages import DOWN, MOST_OUTAGES, MOST_UNREAD, UP, OutageServer, WorkerOutages
 from tests.delivery.test_destinations import Scheduled
-from tests.support.channels import ChannelPair
+from tests.support.channels import ChannelPair, carry_all
 
 DAY = 86400
 DEAD = "dead.example"
@@ -105,8 +105,7 @@ class Host:
         return worker
 
     def carry(self) -> None:
-        while sum(worker.pair.carry() for worker in self.workers):
-            self.clock.advance(0)
+        carry_all(self.clock, (worker.pair for worker in self.workers))
 
     def run(self, seconds: float, step: float = 1.0) -> None:
         for _ in range(round(seconds / step)):

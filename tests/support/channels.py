@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
@@ -64,6 +66,13 @@ class ChannelPair:
         """The worker is gone from one moment to the next."""
         self.ends[0].ended = True
         self.supervisor.connectionLost(Failure(ConnectionDone()))
+
+
+def carry_all(clock: Clock, pairs: Iterable[ChannelPair]) -> None:
+    """Until nothing is written at any end, and nothing is due now."""
+    pairs = list(pairs)
+    while sum(pair.carry() for pair in pairs):
+        clock.advance(0)
 
 
 def socket_channels(reactor: object, name: str = "worker 1") -> tuple[Channel, Channel]:

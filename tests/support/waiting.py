@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 _LOOK_SECONDS = 0.005
 
@@ -36,6 +37,16 @@ async def eventually(condition: Callable[[], Awaitable[Any]], patience: float = 
         assert reactor.seconds() < deadline, f"did not come to pass in {patience:.0f} s: {condition}"
         await pause(0.02)
     return value
+
+
+def answered(value: Any) -> Any:
+    """The value of what has been answered by now, or its error."""
+    if not isinstance(value, Deferred):
+        return value
+    found: list[Any] = []
+    value.addBoth(found.append)
+    assert found, "there is no answer yet"
+    return found[0].value if isinstance(found[0], Failure) else found[0]
 
 
 async def failure_of(deferred: Deferred[Any]) -> BaseException:

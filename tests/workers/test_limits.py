@@ -34,6 +34,7 @@ from elemta.workers.limit_client import CANCEL, DECIDE, PEEK, ChannelLimitStore,
 from elemta.workers.limit_server import LimitServer
 from tests.support.channels import ChannelPair, socket_channels
 from tests.support.remote import Node, ScriptedFleet, pass_time
+from tests.support.waiting import answered
 from tests.support.worker_process import OPEN as HELD
 from tests.support.worker_process import RATE as HOURLY
 
@@ -112,16 +113,6 @@ class Host:
         return store
 
 
-def now(answer: Any) -> Any:
-    """The value of what has been answered, or its error."""
-    found: list[Any] = []
-    if not isinstance(answer, Deferred):
-        return answer
-    answer.addBoth(found.append)
-    assert found, "there is no answer yet"
-    return getattr(found[0], "value", found[0])
-
-
 def used(store: LocalStore, spec: LimitSpec) -> int:
     return store.peek([jane(spec)])[0].used[0]
 
@@ -188,12 +179,12 @@ def test_workers_get_what_the_store_would_say(
         looked = store.peek(seen), store.snapshot(seen)
         host.carry(piece)
         for answer, expected in zip(later, own, strict=True):
-            got = now(answer)
+            got = answered(answer)
             assert meaning(got) == meaning(expected)
             pairs = zip(got.receipts, expected.receipts, strict=True)
             charged += [(worker, real, modelled) for real, modelled in pairs]
-        assert now(looked[0]) == model.peek(seen)
-        assert looks(now(looked[1])) == looks(model.snapshot(seen))
+        assert answered(looked[0]) == model.peek(seen)
+        assert looks(answered(looked[1])) == looks(model.snapshot(seen))
         if 0 <= back < len(charged):
             owner, real, modelled = charged[back]
             for _ in range(2):
@@ -206,11 +197,11 @@ def test_workers_get_what_the_store_would_say(
         if beside == "reset":
             answer = store.reset(one.spec, one.identity)
             host.carry(piece)
-            assert now(answer) == model.reset(one.spec, one.identity)
+            assert answered(answer) == model.reset(one.spec, one.identity)
         elif beside == "top":
             ranking = store.top(one.spec, 5)
             host.carry(piece)
-            assert now(ranking) == model.top(one.spec, 5)
+            assert answered(ranking) == model.top(one.spec, 5)
     host.carry()
     for pair in host.pairs:
         pair.kill_worker()
@@ -233,7 +224,7 @@ def test_of_more_than_the_limit_exactly_the_limit_passes(slow: bool, spec: Limit
     host.carry()
     store.decide()
     host.carry()
-    assert sum(now(answer).granted for answer in answers) == 8
+    assert sum(answered(answer).granted for answer in answers) == 8
 
 
 def test_what_is_asked_in_one_turn_goes_in_one_frame() -> None:
@@ -244,7 +235,7 @@ def test_what_is_asked_in_one_turn_goes_in_one_frame() -> None:
     answers = [host.raw[0].acquire([jane(RATE)]) for _ in range(8)]
     host.carry()
     assert sent == [DECIDE]
-    host.raw[0].refund([now(answer).receipts[0] for answer in answers])
+    host.raw[0].refund([answered(answer).receipts[0] for answer in answers])
     host.carry()
     assert sent == [DECIDE, DECIDE]
     assert used(host.store, RATE) == 0
@@ -270,7 +261,7 @@ def test_the_leases_of_a_dead_worker_are_free_at_once_and_its_charges_stay(undec
     host.carry()
     # Of what the dead worker never heard, nothing is charged: it has done nothing with it.
     assert (used(store, OPEN), used(store, RATE)) == (1, 0 if undecided else 3)
-    assert now(other).granted
+    assert answered(other).granted
     assert host.served[0].leases == host.served[0].charges == 0
 
 
@@ -282,14 +273,14 @@ def test_while_the_supervisor_stands_still_a_worker_decides_by_its_share_within_
     workers = [host.worker(0), host.worker(1)]
     answers = [workers[0].acquire([jane(spec) for spec in (RATE, HERE, OPEN)]) for _ in range(2)]
     host.carry()
-    assert all(now(answer).granted for answer in answers)
+    assert all(answered(answer).granted for answer in answers)
     # From here on no octet arrives.
     for passed in range(6):
         later = [worker.acquire([jane(spec) for spec in (RATE, HERE, OPEN)]) for worker in workers]
         host.clock.advance(0)
         host.clock.advance(DEADLINE)
         # Half of 8 is 4 for each worker; the first has 2 of its own already.
-        assert [now(answer).granted for answer in later] == [passed < 2, passed < 4]
+        assert [answered(answer).granted for answer in later] == [passed < 2, passed < 4]
     assert [worker.mode.value for worker in workers] == ["local", "local"]
     # It is not asked any more.
     assert isinstance(workers[0].acquire([jane(RATE)]), Decision)
@@ -310,7 +301,7 @@ def test_what_the_supervisor_decides_too_late_is_taken_back() -> None:
     answer = host.raw[0].acquire([jane(RATE), jane(OPEN)])
     host.carry()
     host.clock.advance(DEADLINE)
-    assert isinstance(now(answer), StoreUnavailable)
+    assert isinstance(answered(answer), StoreUnavailable)
     host.carry()
     store.decide()
     host.carry()
@@ -320,7 +311,7 @@ def test_what_the_supervisor_decides_too_late_is_taken_back() -> None:
     answer = host.raw[0].acquire([jane(RATE), jane(OPEN)])
     host.clock.advance(0)
     host.clock.advance(DEADLINE)
-    assert isinstance(now(answer), StoreUnavailable)
+    assert isinstance(answered(answer), StoreUnavailable)
     host.carry()
     assert (used(store, RATE), used(store, OPEN)) == (0, 0)
     assert host.served[0].leases == host.served[0].charges == 0
@@ -344,12 +335,12 @@ def test_that_the_supervisor_can_not_decide_is_no_failure_of_the_channel() -> No
     for _ in range(5):
         answers = worker.acquire([jane(DEFER)]), worker.peek([jane(DEFER)])
         host.carry()
-        assert [type(now(answer)) for answer in answers] == [StoreUndecided, StoreUndecided]
+        assert [type(answered(answer)) for answer in answers] == [StoreUndecided, StoreUndecided]
     assert worker.mode.value == "cluster"
     host.store.acquire, host.store.peek = ask, peek  # type: ignore[method-assign]
     answer = worker.acquire([jane(DEFER)])
     host.carry()
-    assert now(answer).granted
+    assert answered(answer).granted
 
 
 def test_an_internal_error_fails_its_decision_and_no_other() -> None:
@@ -365,8 +356,8 @@ def test_an_internal_error_fails_its_decision_and_no_other() -> None:
     host.store.acquire = broken  # type: ignore[method-assign]
     answers = worker.acquire([Request(RATE, "broken")]), worker.acquire([jane(RATE)])
     host.carry()
-    assert not isinstance(now(answers[0]), (Decision, StoreUnavailable))
-    assert now(answers[1]).granted
+    assert not isinstance(answered(answers[0]), (Decision, StoreUnavailable))
+    assert answered(answers[1]).granted
     assert host.pairs[0].worker.is_open
 
 
@@ -384,7 +375,7 @@ def test_the_workers_of_a_node_of_a_fleet_have_one_share_of_it(away: bool) -> No
         for _ in range(4):
             clock.advance(0.001)
             host.carry()
-        decisions = [now(answer) for answer in answers]
+        decisions = [answered(answer) for answer in answers]
         assert sum(decision.granted for decision in decisions) == passed
         # What one node of two says alone is provisional.
         denied = [denial for decision in decisions for denial in decision.denials]
@@ -406,7 +397,7 @@ def test_a_reset_reaches_the_other_workers() -> None:
     host.raw[0].acquire([jane(RATE, 8)])
     answer = host.raw[0].reset(RATE, "jane")
     host.carry()
-    assert now(answer) is True
+    assert answered(answer) is True
     assert told == [write(["rate", "jane"])]
     assert used(host.store, RATE) == 0
 
@@ -420,7 +411,7 @@ def test_charges_are_kept_while_they_can_be_given_back(monkeypatch: pytest.Monke
     answers = [host.raw[0].acquire([jane(RATE)]) for _ in range(6)]
     host.carry()
     assert host.served[0].charges == 4
-    receipts = [now(answer).receipts[0] for answer in answers]
+    receipts = [answered(answer).receipts[0] for answer in answers]
     host.raw[0].refund(receipts[:3])
     host.carry()
     # The first two can't be given back any more.
@@ -439,14 +430,14 @@ def test_a_worker_can_hold_a_bounded_number_of_leases(monkeypatch: pytest.Monkey
     host = Host()
     answers = [host.raw[0].acquire([jane(OPEN)]) for _ in range(5)]
     host.carry()
-    assert [isinstance(now(answer), Decision) for answer in answers] == [True] * 3 + [False] * 2
+    assert [isinstance(answered(answer), Decision) for answer in answers] == [True] * 3 + [False] * 2
 
 
 def test_a_channel_without_space_loses_nothing_that_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     host = Host()
     answers = [host.raw[0].acquire([jane(RATE), jane(OPEN)]) for _ in range(3)]
     host.carry()
-    decisions = [now(answer) for answer in answers]
+    decisions = [answered(answer) for answer in answers]
     monkeypatch.setattr(channel_module, "MOST_UNDER_WAY", 0)
     for decision in decisions:
         host.raw[0].refund(decision.receipts)
@@ -454,7 +445,7 @@ def test_a_channel_without_space_loses_nothing_that_is_given_back(monkeypatch: p
     refused = host.raw[0].acquire([jane(RATE)])
     held = host.raw[0].hold(jane(OPEN))
     host.carry()
-    assert isinstance(now(refused), StoreUnavailable)
+    assert isinstance(answered(refused), StoreUnavailable)
     monkeypatch.undo()
     host.clock.advance(limit_client.AGAIN_SECONDS)
     host.carry()
@@ -471,7 +462,7 @@ def test_more_specs_than_have_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         spec = LimitSpec(f"limit-{number % 9}", (Bound.of(8, MINUTE),))
         answers = [host.raw[0].acquire([jane(spec)]), host.raw[0].peek([jane(RATE)])]
         host.carry()
-        assert now(answers[0]).granted
+        assert answered(answers[0]).granted
     assert host.store.peek([jane(spec)])[0].used == (4,)
 
 
@@ -531,7 +522,7 @@ def test_a_garbled_answer_closes_the_channel_and_the_worker_decides(answer: byte
     host.pairs[0].supervisor.handle(DECIDE, lambda _: answer)
     decision = worker.acquire([jane(RATE)])
     host.carry()
-    assert now(decision).granted
+    assert answered(decision).granted
     assert not host.pairs[0].worker.is_open
     assert worker.mode.value == "local"
 

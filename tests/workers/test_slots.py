@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.workers import slot_server
@@ -24,7 +21,8 @@ from elemta.workers.slot_client import (
     WorkerSlots,
 )
 from elemta.workers.slot_server import SlotServer
-from tests.support.channels import ChannelPair
+from tests.support.channels import ChannelPair, carry_all
+from tests.support.waiting import answered
 
 
 class Worker:
@@ -65,8 +63,7 @@ class Host:
 
     def carry(self, seconds: float = 0.0) -> None:
         self.clock.advance(seconds)
-        while sum(worker.pair.carry() for worker in self.workers):
-            self.clock.advance(0)
+        carry_all(self.clock, (worker.pair for worker in self.workers))
 
     def kill(self, number: int) -> None:
         worker = self.workers.pop(number)
@@ -81,20 +78,11 @@ class Host:
     def take(self, worker: int, destination: str = "a", most: int = 10, per_destination: int = 3) -> bool:
         answer = self.workers[worker].slots.take("route", destination, most, per_destination)
         self.carry()
-        return bool(now(answer))
+        return bool(answered(answer))
 
     def give(self, worker: int, destination: str = "a") -> None:
         self.workers[worker].slots.give_back("route", destination)
         self.carry()
-
-
-def now(answer: Any) -> Any:
-    found: list[Any] = []
-    if not isinstance(answer, Deferred):
-        return answer
-    answer.addBoth(found.append)
-    assert found, "there is no answer yet"
-    return found[0]
 
 
 # Clients
@@ -323,7 +311,7 @@ def test_an_answer_that_comes_too_late_is_given_back() -> None:
     host = Host(2)
     answer = host.workers[0].slots.take("route", "a", 10, 3)
     host.clock.advance(TAKE_SECONDS)
-    assert now(answer) is False
+    assert answered(answer) is False
     host.carry()
     assert host.server.held("route") == 0
 
@@ -332,7 +320,7 @@ def test_without_a_supervisor_there_is_no_further_connection() -> None:
     host = Host(2)
     host.workers[0].pair.supervisor.close()
     host.workers[0].pair.carry()
-    assert now(host.workers[0].slots.take("route", "a", 10, 3)) is False
+    assert answered(host.workers[0].slots.take("route", "a", 10, 3)) is False
 
 
 def test_the_line_of_a_worker_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
