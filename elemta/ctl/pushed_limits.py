@@ -12,7 +12,7 @@ from elemta.ctl.context import CommandContext
 from elemta.ctl.exit_codes import EX_CONFIG, EX_FAILED, EX_OK, EX_USAGE, CommandFailed
 from elemta.ctl.text import Column
 from elemta.errors import Fault
-from elemta.limits.pushed import MAX_TEXT
+from elemta.limits.pushed_limits import MAX_TEXT
 
 _VERSIONS = (
     Column("VERSION", right=True),

@@ -37,7 +37,7 @@ from elemta.ops.openapi import ApiOperations
 from elemta.outcome import ReturnedMessage
 from elemta.policy import PluginInfo, available_plugins
 from elemta.policy.discovery import PluginDetails, plugin_details
-from elemta.spool.combined import CombinedQueue
+from elemta.spool.combined_queue import CombinedQueue
 from elemta.spool.records import MessageState
 
 

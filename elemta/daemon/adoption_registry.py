@@ -18,7 +18,7 @@ from elemta.daemon.adoption import NO_DELIVERY, Adoption, AdoptionEnvironment, A
 from elemta.errors import NoSpool, SpoolError, SpoolLocked
 from elemta.runtime import Runtime
 from elemta.spool import Spool
-from elemta.spool.combined import CombinedQueue
+from elemta.spool.combined_queue import CombinedQueue
 from elemta.spool.partition import AdoptedSpools
 
 if TYPE_CHECKING:

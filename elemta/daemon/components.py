@@ -22,7 +22,7 @@ from elemta.daemon.worker_orders import decision_seconds
 from elemta.domains import Domains
 from elemta.errors import ConfigError, Fault, FaultCollector
 from elemta.limits import Limiter, rules_from_config
-from elemta.limits.pushed import with_pushed
+from elemta.limits.pushed_limits import with_pushed
 from elemta.metrics import Metrics
 from elemta.ops.metrics import MetricsExporter
 from elemta.ops.plugin_metrics import PluginMetricsRegistry

@@ -15,7 +15,7 @@ from elemta.destination_status import OPEN, DestinationState, DestinationStatus
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.admin_json import Count, Text
-from elemta.spool.combined import CombinedQueue
+from elemta.spool.combined_queue import CombinedQueue
 from elemta.spool.records import DestinationMail
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from elemta.errors import ConfigError
 from elemta.limits import ILimitStore, LocalStore
 from elemta.limits.override_registry import LocalOverrides, OverrideRegistry
 from elemta.limits.push_registry import PushRegistry
-from elemta.limits.pushed import PushedLimits
+from elemta.limits.pushed_limits import PushedLimits
 from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import Request
 from elemta.policy.policy_store import MemoryStore as MemoryPolicyStore

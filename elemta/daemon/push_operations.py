@@ -18,7 +18,7 @@ from elemta.errors import ConfigError
 from elemta.limits import Rule, rules_from_config
 from elemta.limits.overrides import client_of
 from elemta.limits.push_registry import PushRegistry
-from elemta.limits.pushed import MAX_TEXT, PushedLimits
+from elemta.limits.pushed_limits import MAX_TEXT, PushedLimits
 from elemta.limits.rules import rates_of
 from elemta.limits.store import Request
 from elemta.ops.admin_calls import route

@@ -20,7 +20,7 @@ from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
 from elemta.ops.admin_json import Count, Duration, Flag, Text
 from elemta.outcome import ReturnedMessage
-from elemta.spool.combined import CombinedQueue
+from elemta.spool.combined_queue import CombinedQueue
 from elemta.spool.filters import QueueFilter
 from elemta.spool.queue_id import unknown_message
 from elemta.spool.records import MessageState

@@ -31,7 +31,7 @@ from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.shared_outages import shared_outages
 from elemta.delivery.success_notices import SuccessNotices
 from elemta.delivery.transports import Transports
-from elemta.delivery.under_way import PartsSetAside, PartsUnderWay, log_not_recorded
+from elemta.delivery.unsettled_parts import PartsSetAside, PartsUnderWay, log_not_recorded
 from elemta.errors import SpoolError
 from elemta.metrics import DeliveryMetrics
 from elemta.policy.delivery_hooks import DeliveryHooks

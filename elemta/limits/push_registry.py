@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import ConfigError, PushedMeanwhile, SpoolError
-from elemta.limits.pushed import PushedLimits
+from elemta.limits.pushed_limits import PushedLimits
 from elemta.limits.version_watch import DEADLINE, VersionWatch, shared_keys
 from elemta.runtime import Runtime, WorkerPool
 from elemta.valkey import Script

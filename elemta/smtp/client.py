@@ -21,7 +21,7 @@ from elemta.smtp.client_transaction import TransactionExchange
 from elemta.smtp.events import Event
 from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import TLSInfo
-from elemta.smtp.traced import Trace
+from elemta.smtp.trace_lines import Trace
 
 __all__ = ["ClientSession", "ClientSettings", "ClientTimeouts"]
 

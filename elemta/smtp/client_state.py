@@ -22,7 +22,7 @@ from elemta.smtp.client_settings import ClientSettings
 from elemta.smtp.events import Event
 from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import TLSInfo
-from elemta.smtp.traced import Trace, shown_line
+from elemta.smtp.trace_lines import Trace, shown_line
 
 
 class ClientPhase(enum.Enum):

@@ -36,7 +36,7 @@ from elemta.smtp.reply import Reply
 from elemta.smtp.session_info import SessionInfo, TLSInfo, TransactionInfo
 from elemta.smtp.session_state import ExpectedInput, SessionState
 from elemta.smtp.settings import SessionSettings
-from elemta.smtp.traced import HIDDEN, Trace, domain_in, shown_command
+from elemta.smtp.trace_lines import HIDDEN, Trace, domain_in, shown_command
 
 __all__ = ["ServerSession", "SessionSettings"]
 

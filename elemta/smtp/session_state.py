@@ -24,7 +24,7 @@ from elemta.smtp.reply import Reply
 from elemta.smtp.sasl import Mechanism
 from elemta.smtp.session_info import SessionInfo, TransactionInfo
 from elemta.smtp.settings import SessionSettings
-from elemta.smtp.traced import Trace
+from elemta.smtp.trace_lines import Trace
 
 
 class SessionPhase(FastEnum):

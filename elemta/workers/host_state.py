@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 from elemta.errors import ChannelRefused, ConfigError, StoreUnavailable, TooManyOverrides
 from elemta.limits.override_registry import MAX_OVERRIDES, OverrideRegistry, SharedClock
 from elemta.limits.overrides import Override, Overrides
-from elemta.limits.pushed import PushedLimits
+from elemta.limits.pushed_limits import PushedLimits
 from elemta.runtime import Runtime
 from elemta.workers.channel import Channel
 from elemta.workers.limit_bodies import Words, distrust, number, read, text, write

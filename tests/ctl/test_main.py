@@ -31,7 +31,7 @@ from elemta.daemon.reload import ReloadReport
 from elemta.destination_status import DestinationState, DestinationStatus
 from elemta.envelope import Client, MailParameters, Recipient
 from elemta.errors import Fault
-from elemta.limits.pushed import MAX_TEXT
+from elemta.limits.pushed_limits import MAX_TEXT
 from elemta.ops.admin import AdminSite
 from elemta.ops.admin_socket import AdminSocket
 from elemta.outcome import Outcome

@@ -18,7 +18,7 @@ from elemta.daemon.supervised_membership import SupervisedMembership
 from elemta.errors import ConfigError, Fault, StoreUnavailable, TooManyOverrides
 from elemta.limits import override_registry
 from elemta.limits.overrides import Override
-from elemta.limits.pushed import PushedLimits
+from elemta.limits.pushed_limits import PushedLimits
 from elemta.limits.refusals import RememberedRefusal
 from elemta.limits.store import LimitSpec, Request
 from elemta.limits.window import Bound

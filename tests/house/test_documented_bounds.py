@@ -25,7 +25,7 @@ from elemta.daemon import (
 from elemta.daemon.service import EX_TEMPFAIL
 from elemta.delivery import shared_outages
 from elemta.history import events, history, retention, store
-from elemta.limits import failover, nodes, past_nodes, push_registry, pushed, return_times
+from elemta.limits import failover, nodes, past_nodes, push_registry, pushed_limits, return_times
 from elemta.net import overload, recent_refusals
 from elemta.policies import webhook_poster, webhooks
 from elemta.policies.mail_auth import dmarc, message_reader, signatures, spf
@@ -99,7 +99,7 @@ SAID = {
     ],
     "rate-limiting.md": [
         f"The last {push_registry.VERSIONS_KEPT} versions are kept",
-        f"{loader.MAX_PUSHED:,} tables in {pushed.MAX_TEXT // KIB} KiB",
+        f"{loader.MAX_PUSHED:,} tables in {pushed_limits.MAX_TEXT // KIB} KiB",
         f"The first {NUMBERS[return_times.CLIENTS_A_SECOND]} clients that would come in one second",
         f"counts as {MINUTE[return_times.SHORTEST_SPREAD]} at least",
         f"and as {NUMBERS[return_times.LONGEST_SPREAD // 60]} minutes at most",

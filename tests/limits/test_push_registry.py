@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from elemta.config.valkey_url import parse_valkey_url
 from elemta.errors import ConfigError, Fault, PushedMeanwhile
 from elemta.limits.push_registry import RECORD, KeptVersion, PushRegistry
-from elemta.limits.pushed import PushedLimits
+from elemta.limits.pushed_limits import PushedLimits
 from elemta.limits.version_watch import LOOK_SECONDS
 from elemta.runtime import Runtime
 from elemta.spool.record_file import RecordFile

@@ -17,7 +17,7 @@ from elemta.ops.admin_calls import CallTable
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.runtime import Runtime
 from elemta.smtp.client import ClientSession, ClientSettings
-from elemta.smtp.traced import HIDDEN, shown_command, shown_line
+from elemta.smtp.trace_lines import HIDDEN, shown_command, shown_line
 from tests.net.conftest import Client, Place
 
 SECRET = base64.b64encode(b"\0anna\0correct horse").decode()

@@ -15,7 +15,7 @@ from elemta.envelope import BodyType, Client, MailParameters, Notify, Recipient,
 from elemta.errors import SpoolError, UnknownMessage
 from elemta.runtime.disk import FreeSpace
 from elemta.spool import Disk, MessageState, QueuedMessage, Submission
-from elemta.spool.combined import CombinedQueue
+from elemta.spool.combined_queue import CombinedQueue
 from elemta.spool.filters import QueueFilter
 from tests.spool.mail import HEADER, due, put, read, recipients, submission, written
 from tests.support.waiting import until

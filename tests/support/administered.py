@@ -44,7 +44,7 @@ from elemta.ops.traffic import TrafficHistory
 from elemta.outcome import ReturnedMessage
 from elemta.policy.chain import PolicyChain
 from elemta.policy.discovery import PluginInfo
-from elemta.spool.combined import CombinedQueue
+from elemta.spool.combined_queue import CombinedQueue
 from tests.support.adopted import Adopted
 from tests.support.destined import Destined
 from tests.support.overseen import Overseen

@@ -23,7 +23,7 @@ from elemta.limits.nodes import About, Nodes, NodeState
 from elemta.limits.override_registry import ClusterOverrides
 from elemta.limits.overrides import Override
 from elemta.limits.push_registry import KeptVersion, PushRegistry
-from elemta.limits.pushed import PushedLimits
+from elemta.limits.pushed_limits import PushedLimits
 from elemta.limits.store import LimitSpec, Request
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
