@@ -41,6 +41,7 @@ _OF_A_MESSAGE = frozenset(
         Identity.RECIPIENT_DOMAIN,
     }
 )
+_OF_SETTINGS = {"per": ("per", "counts"), "counts": ("counts", "per"), "rates": ("rates", "counts")}
 _PER_RECIPIENT = frozenset({Identity.RECIPIENT, Identity.RECIPIENT_DOMAIN})
 _ON_THE_WAY_OUT = frozenset(
     {
@@ -61,15 +62,22 @@ def check_together(config: Config, faults: Faults) -> None:
     """Note every fault between settings, except in tables that have a fault already."""
     for tables, check in _CHECKS:
         if check is _limits:
-            # Each [[limit]] is checked by itself: a fault in one hides none in another.
-            faults.extend(in_sound_tables(check(config), faults))
+            # Each setting is checked by itself: a fault in one hides none in another.
+            faults.extend(of_sound_settings(check(config), faults))
         elif not any(faults.within(table) for table in tables):
             faults.extend(list(check(config)))
 
 
-def in_sound_tables(found: Iterable[Fault], known: Faults) -> list[Fault]:
-    """Those in tables ``[[NAME]]`` in which no fault is known."""
-    return [fault for fault in found if not known.within(fault.key.partition(".")[0])]
+def of_sound_settings(found: Iterable[Fault], known: Faults) -> list[Fault]:
+    """Those in ``[[limit]]`` tables that come of settings in which no fault is known."""
+    return [fault for fault in found if not any(known.within(key) for key in _causes(fault.key))]
+
+
+def _causes(key: str) -> Iterator[str]:
+    """The settings that a fault at the setting ``key`` of a ``[[limit]]`` comes of."""
+    table, _, setting = key.partition(".")
+    name = setting.partition("[")[0]
+    return (f"{table}.{each}" for each in _OF_SETTINGS.get(name, (name,)))
 
 
 def _fault(config: Config, key: str, problem: str, hint: str = "") -> Fault:

@@ -12,12 +12,12 @@ from typing import Any
 
 from elemta.config.choices import Counts
 from elemta.config.config import DEFAULTS, Config
-from elemta.config.crosschecks import check_together, in_sound_tables
+from elemta.config.crosschecks import check_together, of_sound_settings
 from elemta.config.environment import EnvironmentOverride, read_environment
 from elemta.config.faults import Faults
 from elemta.config.layout import SECTIONS, Section
 from elemta.config.names import is_host_name
-from elemta.config.reader import homes_of, read_policy_common, read_table
+from elemta.config.reader import homes_of, read_policy_common, read_table, sound_settings
 from elemta.config.schema import DEFAULT_LISTENER, LimitConfig, RouteConfig
 from elemta.config.values import nearest
 from elemta.errors import ConfigError, Fault
@@ -26,15 +26,19 @@ Document = Mapping[str, object]
 
 MAX_PUSHED = 1000
 """The most [[limit]] tables of one set of pushed limits."""
-# In the place of a table that can't be read, so that those behind it keep their numbers in faults.
-_NO_LIMIT = LimitConfig("", (), Counts.MESSAGES, ())
-_NO_TABLE: Mapping[type, object] = {LimitConfig: _NO_LIMIT, RouteConfig: RouteConfig((), "hold:")}
+_NOTHING_READ = {"name": "", "per": (), "counts": Counts.MESSAGES, "rates": ()}
 # A key begins a line, a header, or a pair of an inline table.
 _LONG_KEY = re.compile(
     r"""(?:^|[\[{,])[ \t]*(?:(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){64}""",
     re.MULTILINE,
 )
 _TOML_POSITION = re.compile(r" \(at (?P<where>line \d+, column \d+|end of document)\)$")
+
+
+class _UnsoundLimit(LimitConfig):
+    """What can be read of a table that lacks a setting, for the checks of its other settings."""
+
+    __slots__ = ()
 
 
 def load(path: str | None, environ: Mapping[str, str], text: str | None = None) -> Config:
@@ -57,7 +61,7 @@ def load(path: str | None, environ: Mapping[str, str], text: str | None = None) 
         config = dataclasses.replace(config, text=text)
         check_together(config, faults)
         if faults.any:
-            limits = tuple(limit for limit in config.limits if limit is not _NO_LIMIT)
+            limits = tuple(limit for limit in config.limits if not isinstance(limit, _UnsoundLimit))
             raise ConfigError(tuple(faults), rest=dataclasses.replace(config, limits=limits))
     return faults.unless_any(config)
 
@@ -85,7 +89,7 @@ def load_limits(text: str, source: str, base: Config) -> tuple[LimitConfig, ...]
         others = Faults(source)
         check_together(config, others)
         of_limits = (fault for fault in others if fault.key.startswith("limit["))
-        faults.extend(in_sound_tables(of_limits, faults))
+        faults.extend(of_sound_settings(of_limits, faults))
     return faults.unless_any(None if read is None else read.limits)
 
 
@@ -197,7 +201,7 @@ def _read(
             key = f"{section.table}[{number}]" if section.many else section.table
             explicit.update(f"{key}.{name}" for name in table)
             one = read_table(section.shape, table, key, faults)
-            read.append(_NO_TABLE.get(section.shape) if one is None else one)
+            read.append(_in_place_of(section, table, key) if one is None else one)
         if section.many and document.get(section.table) == []:
             explicit.add(section.table)
         complete = complete and None not in read
@@ -210,6 +214,13 @@ def _read(
         **values, policy=policy, source=source, explicit=frozenset(explicit), environment=dict(faults.places)
     )
     return _with_computed_defaults(config)
+
+
+def _in_place_of(section: Section, table: Document, key: str) -> object | None:
+    """What stands for a table that can't be read, so that those behind it keep their numbers in faults."""
+    if section.shape is LimitConfig:
+        return _UnsoundLimit(**{**_NOTHING_READ, **sound_settings(LimitConfig, table, key)})
+    return RouteConfig((), "hold:") if section.shape is RouteConfig else None
 
 
 def _read_policies(found: object, faults: Faults) -> dict[str, Mapping[str, object]]:

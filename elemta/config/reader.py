@@ -38,6 +38,12 @@ def read_table(shape: type[Options], table: Mapping[str, object], key: str, faul
     return _construct(shape, values, key, faults) if complete else None
 
 
+def sound_settings(shape: type[Any], table: Mapping[str, object], key: str) -> Mapping[str, Any]:
+    """What can be read of a table with faults; settings without a default that are at fault are left out."""
+    values, _ = _read_settings(shape, table, key, Faults(""))
+    return values
+
+
 def read_policy(
     cls: type[Options] | None, table: Mapping[str, object], place: str, key: str
 ) -> tuple[PolicyCommon, Options]:

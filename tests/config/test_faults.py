@@ -574,18 +574,29 @@ def test_what_was_read_is_returned_unless_there_is_a_fault() -> None:
             faults.unless_any(read)
 
 
-def test_a_fault_in_one_limit_of_a_pushed_set_hides_none_in_another() -> None:
+def test_a_fault_in_a_setting_of_a_pushed_set_hides_none_in_another() -> None:
     tables = (
         LIMIT,
         LIMIT.replace('"a"', '"b"') + 'rates = ["1/1m"]\n',
         LIMIT.replace('"a"', '"b"') + 'rates = ["1/1m"]\nexcept = ["@x.example"]\n',
         LIMIT.replace('"ip"', '"ip", "ip"') + 'rates = ["1/1m"]\nscope = "world"\n',
+        LIMIT.replace('"messages"', '"message"') + 'rates = ["1"]\nexcept = ["10.0.0.0/40"]\n',
+        LIMIT.replace('"ip"', '"sender", "bogus"') + 'rates = ["1", "0/1m"]\nexcept = [" "]\n',
     )
     with pytest.raises(ConfigError) as refused:
         load_limits("".join(tables), "a set", load(None, {}))
     assert [fault.key for fault in refused.value.faults] == [
         "limit[1].rates",
         "limit[4].scope",
+        "limit[5].counts",
+        "limit[6].per[2]",
+        "limit[6].rates[2]",
         "limit[3].name",
+        "limit[4].name",
+        "limit[5].name",
+        "limit[6].name",
         "limit[3].except[1]",
+        "limit[4].per[2]",
+        "limit[5].except[1]",
+        "limit[6].except[1]",
     ]
