@@ -110,7 +110,10 @@ class LocalFallback:
         return request if spec is request.spec else Request(spec, request.identity, request.amount)
 
     def peek(self, requests: Sequence[Request]) -> tuple[Usage, ...]:
-        """How full each is for this node. Raises StoreUnavailable where a limit is to ``defer``."""
+        """How full each is for this node: the wait is by its share, the request is the one that was given.
+
+        Raises StoreUnavailable where a limit is to ``defer``.
+        """
         return tuple(self._usage(request) for request in requests)
 
     def _usage(self, request: Request) -> Usage:
@@ -122,7 +125,7 @@ class LocalFallback:
         if spec.when_down is WhenValkeyIsDown.ALLOW:
             return Usage(request, self._local.peek([request])[0].used, 0)
         (usage,) = self._local.peek([self._share(request)])
-        return Usage(usage.request, usage.used, wait_alone(usage.wait, request))
+        return Usage(request, usage.used, wait_alone(usage.wait, request))
 
     def snapshot(self, requests: Sequence[Request]) -> tuple[Snapshot, ...]:
         """What this node alone would decide each by."""
@@ -141,7 +144,9 @@ class LocalFallback:
     def top(self, spec: LimitSpec, count: int) -> Ranking:
         """What this node knows by itself; that is never complete."""
         share = self._share(Request(spec, "")).spec
-        return Ranking(self._local.top(share, count).usages, complete=False)
+        found = self._local.top(share, count).usages
+        usages = [Usage(Request(spec, each.request.identity), each.used, each.wait) for each in found]
+        return Ranking(tuple(usages), complete=False)
 
     def _is_divided(self, spec: LimitSpec) -> bool:
         """Whether this process has only a share of the limit."""

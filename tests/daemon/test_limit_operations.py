@@ -11,9 +11,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig, WhenValkeyIsDown
-from elemta.daemon.limit_operations import LimitOperations
+from elemta.daemon.limit_operations import BoundFill, LimitOperations
+from elemta.daemon.membership import LimiterStatus
 from elemta.errors import StoreUnavailable
 from elemta.limits import Limiter, LocalStore, rules_from_config
+from elemta.limits.overrides import Override, Overrides
 from elemta.limits.store import Request
 from tests.support.remote import Node, pass_time, used
 
@@ -60,3 +62,37 @@ async def test_a_reset_without_valkey_forgets_on_this_node_beside_a_limit_that_d
     with pytest.raises(StoreUnavailable, match="only this node forgot"):
         await asked
     assert [used(node.local, terms, JANE) for terms in (SHARED, STRICT)] == [0, 0]
+
+
+@pytest.mark.parametrize("listed", ["top", "show"])
+@pytest.mark.parametrize(("rates", "limit", "share"), [((), 9, 3), (("30/1m",), 30, 10)])
+@ensureDeferred
+async def test_without_valkey_a_limit_is_shown_with_this_nodes_share_of_the_whole(
+    listed: str, rates: tuple[str, ...], limit: int, share: int
+) -> None:
+    clock = Clock()
+    node = Node(clock, LocalStore(clock), live=3)
+    node.ask(Request(SHARED, JANE), Request(STRICT, JANE))
+    node.lose()
+
+    class Fleet:
+        store = node.store
+
+        async def refusals(self) -> tuple[()]:
+            return ()
+
+        def status(self) -> LimiterStatus:
+            return LimiterStatus("local", node.store.live_nodes)
+
+    overrides = Overrides(clock.seconds)
+    if rates:
+        overrides.replace([Override("shared", JANE, rates, until=9.0)])
+    components: Any = SimpleNamespace(limiter=Limiter(RULES, node.store, overrides=overrides))
+    fleet: Any = Fleet()
+    operations = LimitOperations(lambda: components, fleet, "mx1")
+    asked = operations.top() if listed == "top" else operations.show(f"shared:{JANE}")
+    listing = await asked
+    found = {fill.limit: fill.bounds for fill in listing.limits}
+    assert found["shared"] == (BoundFill(1, limit, 60.0, share),)
+    # One that defers has no share.
+    assert found.get("strict", (BoundFill(1, 9, 60.0),)) == (BoundFill(1, 9, 60.0),)
