@@ -49,9 +49,9 @@ def _text(invocation: CommandContext, name: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8"
         raise CommandFailed(EX_FAILED, f"{name} can't be read: {reason}") from error
-    if len(text) > MAX_TEXT:
+    if len(text.encode(errors="replace")) > MAX_TEXT:
         # The daemon ends a connection that sends much more, and that says nothing.
-        raise CommandFailed(EX_FAILED, f"{name} has more than {MAX_TEXT} characters")
+        raise CommandFailed(EX_FAILED, f"{name} has more than {MAX_TEXT} octets")
     return text
 
 

@@ -42,6 +42,8 @@ def _text(refusal: LimitRefusal) -> str:
     if refusal.cause is RefusalCause.IMPOSSIBLE:
         if refusal.counts is Counts.BYTES:
             return f"Message is larger than rate limit {refusal.limit} ever allows"
+        if refusal.counts is Counts.RECIPIENTS:  # where another server asks for all of a message
+            return f"More recipients at once than rate limit {refusal.limit} ever allows"
         return f"Rate limit {refusal.limit} allows nothing"
     wait = refusal.retry_after if refusal.reply_wait is None else refusal.reply_wait
     when = f"try again in {_in_words(wait)}"

@@ -969,11 +969,11 @@ def test_a_second_policy_of_a_plugin_is_no_fault_and_a_plugin_that_is_not_there_
 def test_limits_that_are_too_long_to_push_are_refused_before_they_are_sent(
     tmp_path: Path, named: bool
 ) -> None:
-    (tmp_path / "limits.toml").write_text("#" * (MAX_TEXT + 1))
+    (tmp_path / "limits.toml").write_text("é" * (MAX_TEXT // 2 + 1))
     name = str(tmp_path / "limits.toml") if named else "-"
     more = ("limits", "push", "--yes", "--socket", str(tmp_path / "absent"))
     code, _, err = run(*more, name, stdin="#" * (MAX_TEXT + 1))
-    assert (code, f"{name} has more than {MAX_TEXT} characters" in err) == (1, True)
+    assert (code, f"{name} has more than {MAX_TEXT} octets" in err) == (1, True)
 
 
 def test_a_configuration_that_was_named_and_is_not_there_is_a_fault(tmp_path: Path) -> None:

@@ -101,6 +101,14 @@ async def test_what_can_never_pass_has_no_time_to_wait_for() -> None:
 
 
 @ensureDeferred
+async def test_more_recipients_than_the_limit_can_never_pass_together() -> None:
+    server = Server(Counts.RECIPIENTS, Identity.SENDER)
+    answer = await server.check("rcpt", recipients=[f"{n}@example.org" for n in range(4)])
+    assert (answer["admitted"], answer["retry_after"]) == (False, None)
+    assert answer["text"] == "More recipients at once than rate limit mine ever allows"
+
+
+@ensureDeferred
 async def test_several_recipients_are_one_decision_and_each_is_charged() -> None:
     many = [f"{name}@example.org" for name in ("a", "b")]
     server = Server(Counts.RECIPIENTS, Identity.SENDER)
