@@ -33,19 +33,26 @@ from elemta.policy import (
 
 _DIGITS = re.compile(r"[0-9]+")
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+LONGEST = 366 * DAY
+"""Seconds that the store keeps an entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class GreylistOptions:
     """The keys of [policy.greylist]."""
 
-    delay: float = setting(5 * MINUTE, "How long a new sender has to wait.", unit="seconds", minimum=1)
-    within: float = setting(4 * HOUR, "When it has to have tried again.", unit="seconds", minimum=1)
+    delay: float = setting(
+        5 * MINUTE, "How long a new sender has to wait.", unit="seconds", minimum=1, maximum=LONGEST
+    )
+    within: float = setting(
+        4 * HOUR, "When it has to have tried again.", unit="seconds", minimum=1, maximum=LONGEST
+    )
     remember: float = setting(
         35 * DAY,
         "How long a sender that tried again is known after its last mail.",
         unit="seconds",
         minimum=1,
+        maximum=LONGEST,
     )
     pass_with: tuple[str, ...] = setting(
         ("spf", "dkim"),

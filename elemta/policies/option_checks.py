@@ -39,7 +39,10 @@ def url_faults(key: str, text: str) -> list[Fault]:
         good = False
     if good and text.isascii() and not any(sign <= " " or sign == "\x7f" for sign in text):
         return []
-    return [Fault("", key, "is no URL of HTTP or HTTPS", 'as "https://example.com/hook"')]
+    # Not the password that may stand in it.
+    shown = re.sub(r"//[^/?#]*@", "//...@", text)[:200]
+    problem = f'found "{shown}": must be a URL of HTTP or HTTPS such as "https://example.com/hook"'
+    return [Fault("", key, problem)]
 
 
 def endpoint_faults(key: str, text: str) -> list[Fault]:
@@ -47,11 +50,21 @@ def endpoint_faults(key: str, text: str) -> list[Fault]:
     from twisted.internet.endpoints import clientFromString  # noqa: PLC0415 - costs 20 ms, and few ask
 
     try:
-        clientFromString(_NoReactor(), text)
+        endpoint = clientFromString(_NoReactor(), text)
     except Exception:  # what a parser of endpoints raises is not agreed upon
-        words = 'must be a client endpoint such as "unix:/run/filter.sock" or "tcp:host=127.0.0.1:port=10040"'
-        return [Fault("", key, f'found "{text}": {words}')]
-    return []
+        endpoint = None
+    if endpoint is not None and _could_be_reached(endpoint):
+        return []
+    words = 'must be a client endpoint such as "unix:/run/filter.sock" or "tcp:host=127.0.0.1:port=10040"'
+    return [Fault("", key, f'found "{text}": {words}')]
+
+
+def _could_be_reached(endpoint: object) -> bool:
+    """Whether an endpoint of Twisted's own has a port that there is, and a path or a host."""
+    endpoint = getattr(endpoint, "_wrappedEndpoint", endpoint)
+    port = getattr(endpoint, "_port", 1)
+    named = (getattr(endpoint, name, "x") for name in ("_path", "_host"))
+    return all(named) and (not isinstance(port, int) or 0 < port < 65536)
 
 
 @implementer(IReactorPluggableNameResolver)

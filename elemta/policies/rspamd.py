@@ -10,6 +10,7 @@ from email.header import Header
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from twisted.plugin import IPlugin
 from zope.interface import implementer
@@ -70,7 +71,8 @@ class RspamdPolicy:
     """Sends each message to rspamd, changes its header as it says, and heeds its action."""
 
     def __init__(self, options: RspamdOptions, services: Services) -> None:
-        self._url = options.url.rstrip("/") + "/checkv2"
+        place = urlsplit(options.url)
+        self._url = urlunsplit(place._replace(path=place.path.rstrip("/") + "/checkv2", fragment=""))
         self._password = ""
         if options.password_file:
             secret = read_secrets("password_file", Path(options.password_file))[0]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from twisted.internet.defer import CancelledError, Deferred
 
@@ -78,7 +79,8 @@ class HttpClient(Protocol):
         """Ask a server; redirects are not followed.
 
         ``body`` may be a binary file, from its position to its end, which is read in a thread. The request
-        ends within the time of the policy's call, and within ``timeout`` seconds where that is less. Raises
+        ends within the time of the policy's call, and within ``timeout`` seconds where that is less. A user
+        and a password in ``url`` are sent as Basic authentication. Raises
         :class:`~elemta.errors.BackendError` where there is no whole answer in time, or it has a body of
         more than ``limit`` octets, and ValueError where ``url`` or a header can't be sent.
         """
@@ -130,7 +132,8 @@ class AgentClient:
         limit: int = MAX_ANSWER,
     ) -> HttpAnswer:
         place = checked_url(url)
-        sent = sent_headers(headers or {})
+        url, own = without_credentials(url)
+        sent = sent_headers({**own, **(headers or {})})
         if self._under_way >= MOST_REQUESTS:
             raise BackendError(f"{MOST_REQUESTS} requests of this policy are under way already")
         seconds = seconds_left(self._reactor.seconds(), LONGEST if timeout is None else timeout)
@@ -183,6 +186,17 @@ def checked_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"no URL of HTTP or HTTPS: {url[:200]!r}")
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def without_credentials(url: str) -> tuple[str, dict[str, str]]:
+    """The URL without its user and password, and the header that says them (RFC 7617)."""
+    parts = urlsplit(url)
+    credentials, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    user, _, password = credentials.partition(":")
+    token = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode("ascii")
+    return urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {token}"}
 
 
 def sent_headers(headers: Mapping[str, str]) -> dict[bytes, list[bytes]]:

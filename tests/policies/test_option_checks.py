@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from elemta.policies.clamav import ClamAVPlugin
+from elemta.policies.greylist import GreylistPlugin
 from elemta.policies.milter import MilterPlugin
 from elemta.policies.policy_client import PolicyClientPlugin
 from elemta.policies.rspamd import RspamdPlugin
 from elemta.policies.webhooks import WebhooksPlugin
-from elemta.policy import ConfigError
-from elemta.policy.testing import PolicyTester
+from elemta.policy import CONTINUE, ConfigError, Defer
+from elemta.policy.testing import PolicyTester, http_answer
 
 ASK_AN_ENDPOINT = [ClamAVPlugin, MilterPlugin, PolicyClientPlugin]
 ASK_A_URL = [RspamdPlugin, WebhooksPlugin]
@@ -27,6 +28,14 @@ ASK_A_URL = [RspamdPlugin, WebhooksPlugin]
         "tcp:localhost",
         "tcp:host=h:port=x",
         "tcp:",
+        "tcp:host=h:port=0",
+        "tcp:host=h:port=65536",
+        "tcp:h:-1",
+        "tcp:host=:port=10040",
+        "tls:h.example:99999",
+        "ssl:host=h:port=70000",
+        "unix:",
+        "unix:path=",
     ],
 )
 def test_what_is_no_client_endpoint_is_a_fault(plugin, endpoint):
@@ -43,6 +52,8 @@ def test_what_is_no_client_endpoint_is_a_fault(plugin, endpoint):
         "tcp:127.0.0.1:10040",
         "tcp:host=\\:\\:1:port=10040",
         "tls:h.example:10040",
+        "tcp:host=h:port=65535",
+        "tcp:h:1",
     ],
 )
 def test_an_endpoint_is_taken_and_nothing_is_connected(plugin, endpoint):
@@ -74,3 +85,37 @@ def test_what_is_no_url_is_a_fault(plugin, url):
 )
 def test_a_url_is_taken(plugin, url):
     assert PolicyTester(plugin(), {"url": url}).http.requests == []
+
+
+def test_a_fault_says_what_was_found_and_no_password():
+    with pytest.raises(ConfigError) as raised:
+        PolicyTester(RspamdPlugin(), {"url": "ftp://anna:secret@x.example/"})
+    (fault,) = raised.value.faults
+    assert 'found "ftp://...@x.example/"' in str(fault)
+    assert "secret" not in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("http://x.example", "http://x.example/checkv2"),
+        ("http://x.example:1/", "http://x.example:1/checkv2"),
+        ("https://u:p@x.example/a/?b=c#d", "https://u:p@x.example/a/checkv2?b=c"),
+    ],
+)
+def test_rspamd_is_asked_at_the_place_below_its_url(url, asked):
+    tester = PolicyTester(
+        RspamdPlugin(), {"url": url}, http={asked: http_answer(200, b'{"action": "no action"}')}
+    )
+    assert tester.message(b"Subject: s\r\n\r\n") == CONTINUE
+
+
+@pytest.mark.parametrize("key", ["delay", "within", "remember"])
+def test_greylist_takes_no_time_that_the_store_does_not_keep(key):
+    others = {"within": "366d"} if key == "delay" else {}
+    with pytest.raises(ConfigError, match=rf"policy\.greylist\.{key}: found .*366d"):
+        PolicyTester(GreylistPlugin(), {**others, key: "367d"})
+    tester = PolicyTester(
+        GreylistPlugin(), {"pass_with": [], **others, key: "366d" if key != "delay" else "365d"}
+    )
+    assert isinstance(tester.rcpt("b@example.com"), Defer)

@@ -38,6 +38,8 @@ class Root(Resource):
         self.asked.append((request.method, request.uri, body))
         request.setHeader(b"X-Twice", b"a")
         request.responseHeaders.addRawHeader(b"x-twice", b"b")
+        if request.path == b"/who":
+            return b":".join((request.getUser(), request.getPassword()))
         if request.path == b"/echo":
             return body
         if request.path == b"/large":
@@ -83,6 +85,24 @@ async def server() -> AsyncIterator[Server]:
         if request.channel is not None:
             request.channel.transport.abortConnection()
     await server.port.stopListening()
+
+
+@pytest.mark.parametrize(
+    ("credentials", "seen"),
+    [
+        ("", b":"),
+        ("anna@", b"anna:"),
+        ("anna:se:cret@", b"anna:se:cret"),
+        ("a%40b:%C3%BC%2F@", "a@b:ü/".encode()),
+    ],
+)
+@ensureDeferred
+async def test_a_user_and_a_password_in_the_url_are_sent(
+    server: Server, credentials: str, seen: bytes
+) -> None:
+    url = server.url.replace("//", f"//{credentials}") + "/who?x=1"
+    assert (await server.client.request("GET", url)).body == seen
+    assert server.root.asked[-1][1] == b"/who?x=1"
 
 
 @ensureDeferred
