@@ -20,6 +20,9 @@ from elemta.route_tls import RouteTLS
 
 Check = Callable[[Config], Iterator[Fault]]
 
+NOTICES = "bounce"
+"""What policies see as the listener of our own notices."""
+
 _RESERVED_LIMIT_NAMES = {
     "ip": "the connection rate of [resources]",
     "connections-per-ip": "max_connections_per_ip of [resources]",
@@ -95,6 +98,11 @@ def _duplicates(config: Config, table: str, values: list[str], name: str) -> Ite
 
 def _listeners(config: Config) -> Iterator[Fault]:
     yield from _duplicates(config, "listener", [each.name for each in config.listeners], "name")
+    for number, each in enumerate(config.listeners, start=1):
+        if each.name == NOTICES:
+            # A policy that signs notices would sign all that clients of this listener send.
+            problem = f'found "{each.name}": our own notices have this name'
+            yield _fault(config, f"listener[{number}].name", problem)
     # Port 0 is any free port: two of them do not collide.
     endpoints = ["" if _at_any_port(each.endpoint) else each.endpoint for each in config.listeners]
     yield from _duplicates(config, "listener", endpoints, "endpoint")

@@ -307,6 +307,11 @@ def test_a_fault_names_the_file_the_key_what_was_found_and_what_is_allowed(
             id="reserved name",
         ),
         pytest.param(
+            '[[listener]]\nname = "bounce"\nendpoint = "tcp:25"',
+            'listener[1].name: found "bounce": our own notices have this name',
+            id="reserved name of a listener",
+        ),
+        pytest.param(
             f'{LIMIT}rates = ["1/1m", "20"]',
             'limit[1].rates[2]: found "20": must have a window for messages (did you mean "20/1m"?)',
             id="rate without a window",
