@@ -75,8 +75,7 @@ class PolicyClientPolicy:
 
     async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:
         for field in transaction.notes.get("prepended", []):
-            name, _, value = field.partition(":")
-            message.add_header(name.strip(), value.strip())
+            self._add(message, field)
         instance = _instance(session, transaction)
         action = await self._ask(request(session, transaction, "END-OF-MESSAGE", None, instance))
         return self._verdict(action, transaction, message)
@@ -128,15 +127,24 @@ class PolicyClientPolicy:
         return verdict
 
     def _prepend(self, field: str, transaction: Transaction, message: Message | None) -> None:
-        name, colon, value = field.partition(":")
+        name, colon, _ = field.partition(":")
         if not colon or not re.fullmatch(r"[!-9;-~]+", name.strip()):
             return
         if message is not None:
-            message.add_header(name.strip(), value.strip())
+            self._add(message, field)
             return
         prepended = transaction.notes.setdefault("prepended", [])
         if field not in prepended and len(prepended) < MAX_PREPENDED:
             prepended.append(field)
+
+
+    def _add(self, message: Message, field: str) -> None:
+        """Add a field, unless it can't stand in a header: the next try would bring the same one."""
+        name, _, value = field.partition(":")
+        try:
+            message.add_header(name.strip(), value.strip())
+        except ValueError as error:
+            self._services.log.warn("a field of the policy daemon's is left out: {reason}", reason=str(error))
 
 
 _SETTLED = frozenset({"DUNNO", "OK", "PERMIT", "PERMIT_AUTH_DESTINATION"})

@@ -74,6 +74,17 @@ def test_a_field_that_is_prepended_stands_on_top_of_the_message_once():
 
 
 @pytest.mark.parametrize(
+    "field", ["no field", "X A: 1", ": 1", "X" * 200 + ": 1", "X-A: " + "y" * 2000, "X-A"]
+)
+def test_a_field_that_can_not_be_is_left_out(field):
+    for actions in ((f"PREPEND {field}", "PREPEND X-B: 2"), ("PREPEND X-B: 2", f"PREPEND {field}")):
+        asked = policy(*actions)
+        asked.rcpt("b@example.com")
+        assert asked.message(MESSAGE) == CONTINUE
+        assert asked.edited_message == b"X-B: 2\r\n" + MESSAGE
+
+
+@pytest.mark.parametrize(
     "answer", [b"\n\n", b"nonsense\n\n", b"action=\n\n", b"action=FILTER x\n\n", b"x" * 9000]
 )
 def test_an_answer_that_means_nothing_is_a_failure_of_the_policy(answer):
