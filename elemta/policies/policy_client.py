@@ -137,7 +137,6 @@ class PolicyClientPolicy:
         if field not in prepended and len(prepended) < MAX_PREPENDED:
             prepended.append(field)
 
-
     def _add(self, message: Message, field: str) -> None:
         """Add a field, unless it can't stand in a header: the next try would bring the same one."""
         name, _, value = field.partition(":")
