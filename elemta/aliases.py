@@ -101,6 +101,10 @@ class Aliases:
             if tag:
                 self._tagged.setdefault((line.sample.domain, base), []).append(line.sample.local)
                 self._named_tags.add(tag)
+        if self.lines and self.keys.delimiter:
+            # With one of these an address may be a mailbox as it stands, and lead elsewhere than with others.
+            named_tags = (self.keys.split_tag(entry.rpartition("@")[0])[1] for entry in self.keys.listed)
+            self._named_tags.update(tag for tag in named_tags if tag)
 
     def __bool__(self) -> bool:
         return bool(self.lines)
@@ -192,6 +196,9 @@ class Aliases:
             return None
         folded = folded_local(address.local)
         base, tag = self.keys.split_tag(address.local)
+        if tag and f"{folded}@{domain}" in self.keys.listed:
+            # A mailbox as it stands: an alias of another one with a shorter name is not for it.
+            base, tag = address.local, ""
         bare = folded_local(base)
         # Alone it would be taken for an address.
         name, bare_name = ("", "") if "@" in folded else (folded, bare)
