@@ -308,7 +308,7 @@ def test_who_reads_an_address(tmp_path: Path) -> None:
 
 def test_a_listed_mailbox_with_the_delimiter_in_its_name_is_no_tagged_address(tmp_path: Path) -> None:
     listed = "anna@d.example\nanna+maria@d.example\n@e.example"
-    aliases = "anna  anna@d.example, archive@e.example\nanna@e.example  far@other.example\ninfo  anna@d.example"
+    aliases = "anna  anna@d.example, archive@e.example\nanna@e.example  far@other.example"
     domains = domains_of(tmp_path, aliases, listed)
     assert expanded(domains, "anna+maria@d.example") == ["anna+maria@d.example"]
     assert expanded(domains, "Anna+Maria@d.example") == ["Anna+Maria@d.example"]
