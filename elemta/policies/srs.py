@@ -165,7 +165,7 @@ class SrsPolicy:
             return CONTINUE
         if self._domains.is_local(sender.domain):
             return CONTINUE
-        if any(not self._domains.is_local(one.address.domain) for one in transaction.recipients):
+        if any(self._leaves(one.address) for one in transaction.recipients):
             try:
                 transaction.sender = self._rewriter.forward(sender)
             except AddressSyntaxError:
@@ -174,6 +174,11 @@ class SrsPolicy:
                     "a sender is too long to be rewritten", session_id=session.id, sender=str(sender)
                 )
         return CONTINUE
+
+    def _leaves(self, recipient: Address) -> bool:
+        """Whether mail for the recipient leaves this host, by itself or by an alias."""
+        domains = self._domains
+        return any(not domains.is_local(target.domain) for target in domains.expand(recipient))
 
 
 @implementer(IPlugin, IPolicyPlugin)

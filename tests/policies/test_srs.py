@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elemta.aliases import AliasLine
+from elemta.domains import Domains
 from elemta.policies.srs import Rewriter, SrsError, SrsPlugin
 from elemta.policy import CONTINUE, Address, ConfigError, Reject
 from elemta.policy.testing import PolicyTester
@@ -132,6 +134,32 @@ def test_the_sender_of_what_is_forwarded_elsewhere_is_rewritten(secret):
     assert sent(policy(secret), "", "b@other.example") == ""
     assert sent(policy(secret), "a@example.com", "b@other.example") == "a@example.com"
     assert sent(policy(secret, user="anna"), "a@example.org", "b@other.example") == "a@example.org"
+
+
+@pytest.mark.parametrize(
+    ("recipient", "leaves"),
+    [
+        ("team@example.com", True),
+        ("Team+x@example.com", True),
+        ("far@fwd.example", True),
+        ("anyone@shop.example", True),
+        ("chief@example.com", False),
+        ("team@fwd.example", False),
+        ("anna@example.com", False),
+    ],
+)
+def test_the_sender_of_what_leaves_by_an_alias_is_rewritten(secret, recipient, leaves):
+    asked = policy(secret)
+    lines = (
+        AliasLine(1, "team@example.com", (address("anna@example.com"), address("bob@other.example"))),
+        AliasLine(2, "far", (address("team@example.com"),)),
+        AliasLine(3, "chief", (address("anna@example.com"),)),
+        AliasLine(4, "@shop.example", (Address("", "other.example"),)),
+    )
+    local = frozenset({"example.com", "fwd.example", "shop.example"})
+    asked.policy._domains = Domains(local, delimiter="+", alias_lines=lines)
+    assert sent(asked, "a@example.org", recipient).startswith("SRS0=") == leaves
+    assert sent(asked, "", recipient) == ""
 
 
 def test_a_bounce_goes_back_to_the_original_sender_and_a_forged_one_nowhere(secret):
