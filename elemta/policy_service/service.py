@@ -90,12 +90,16 @@ class PolicyServiceProtocol(Protocol):
         self._owner.closed(self)
 
     def readConnectionLost(self) -> None:
-        self._at_end = True
-        if not self._answering:
-            self.close()
+        self.finish()
 
     def writeConnectionLost(self) -> None:
         self.close()
+
+    def finish(self) -> None:
+        """Answer what was asked, then close."""
+        self._at_end = True
+        if not self._answering:
+            self.close()
 
     def close(self) -> None:
         """Close without a further answer: Postfix asks again elsewhere, or takes its default action.
@@ -244,9 +248,9 @@ class PolicyServiceFactory(Factory):
         return PolicyServiceProtocol(self)
 
     def close_connections(self) -> None:
-        """Close every connection."""
+        """Close every connection, after the answers that are under way: they were charged."""
         for protocol in list(self._open):
-            protocol.close()
+            protocol.finish()
 
     def opened(self, protocol: PolicyServiceProtocol) -> None:
         self._open[protocol] = None

@@ -190,6 +190,20 @@ def test_a_client_that_sends_no_more_gets_its_answers_and_then_the_end(world):
     assert world.transport.disconnecting
 
 
+def test_a_daemon_that_stops_answers_what_it_has_charged(world):
+    idle = world.factory.buildProtocol(None)
+    idle.makeConnection(StringTransport())
+    world.receive(request(helo_name="one") + request(helo_name="two") + request()[:-1])
+    world.factory.close_connections()
+    assert idle.transport.disconnecting
+    assert not world.transport.disconnecting
+    world.waiting[0].callback("DUNNO")
+    assert world.asked == ["one", "two"]
+    world.waiting[1].callback("DUNNO")
+    assert world.sent == b"action=DUNNO\n\n" * 2
+    assert world.transport.disconnecting
+
+
 def test_open_connections_are_counted(world):
     metrics = world.factory._metrics
     assert value_of(metrics.connections) == 1
