@@ -14,6 +14,8 @@ from elemta.foreign_text import is_ip_address
 
 _PART = re.compile(r"((?:[^\\:=]|\\.)*)([:=]?)", re.DOTALL)
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.+-]*")
+# unix(7): sun_path has 108 octets with the NUL at the end
+_LONGEST_UNIX_PATH = 107
 _KINDS = ("tcp", "tcp6", "unix", "systemd")
 _TCP_KEYS = frozenset({"port", "interface", "backlog"})
 _UNIX_KEYS = frozenset({"address", "mode", "backlog", "lockfile"})
@@ -113,6 +115,8 @@ def _check_unix(arguments: list[str], keyed: Mapping[str, str]) -> None:
     path = keyed.get("address", arguments[0] if arguments else "")
     if not path.startswith("/"):
         raise Unacceptable('must have an absolute path, as in "unix:/run/elemta/smtp.sock"')
+    if len(path.encode(errors="surrogateescape")) > _LONGEST_UNIX_PATH:
+        raise Unacceptable(f"must have a path of at most {_LONGEST_UNIX_PATH} octets")
     mode = keyed.get("mode", arguments[1] if len(arguments) > 1 else "666")
     if not re.fullmatch(r"[0-7]{3,4}", mode):
         raise Unacceptable('must have an octal mode, as in "unix:/run/elemta/smtp.sock:mode=660"')

@@ -18,7 +18,7 @@ from elemta.net.listeners import Listener, provide_descriptors, take_inherited_s
 from elemta.net.registry import ConnectionRegistry
 from elemta.net.shared_handshakes import SharedHandshakes
 from elemta.ops.http import Ready, metrics_site
-from elemta.policy_service import PolicyServiceFactory
+from elemta.policy_service import MAX_CONNECTIONS, PolicyServiceFactory
 from elemta.spool import Spool
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ class Listeners:
             service.adopt(orders.policy_services.get(service.name, ()), self._reactor)
 
     def _make(self, config: Config) -> None:
-        provide_descriptors(config.resources.max_connections)
+        asking = MAX_CONNECTIONS if config.policy_services else 0
+        provide_descriptors(config.resources.max_connections, asking)
         if self._mail is not None:
             self.smtp += self._mail.make(config)
         for service in config.policy_services:

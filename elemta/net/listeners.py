@@ -30,16 +30,18 @@ _BESIDE = 1024
 _OF_A_CONNECTION = 2
 
 
-def provide_descriptors(connections: int) -> bool:
+def provide_descriptors(connections: int, others: int = 0) -> bool:
     """Raise the limit of open files as far as that many connections need and as the system allows.
 
-    Returns False, with a warning in the log, when they do not have enough.
+    ``others`` are connections that no policy and no next hop is asked for. Returns False, with a warning in
+    the log, when those that are not ``others`` do not have enough.
     """
     needed = connections * _OF_A_CONNECTION + _BESIDE
+    wanted = needed + others
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
         return True
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if allowed > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed >= needed:

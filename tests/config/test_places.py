@@ -31,6 +31,7 @@ from elemta.config.valkey_url import check_valkey_url
         "unix:/run/elemta/smtp.sock",
         "unix:/run/elemta/smtp.sock:mode=660",
         "unix:address=/run/a:lockfile=0",
+        "unix:/" + "x" * 106,
         r"unix:/run/with\:colon",
         "systemd:domain=INET:index=0",
         "systemd:INET6:1",
@@ -69,6 +70,8 @@ def test_an_endpoint_of_a_kind_that_another_package_brings_is_left_to_the_start(
             r"the colons of an IPv6 address are escaped: interface=2001\:db8\:\:1",
         ),
         ("unix:smtp.sock", 'must have an absolute path, as in "unix:/run/elemta/smtp.sock"', ""),
+        ("unix:/" + "x" * 107, "must have a path of at most 107 octets", ""),
+        ("unix:/" + "é" * 54, "must have a path of at most 107 octets", ""),
         (
             "unix:/run/a:mode=rw",
             'must have an octal mode, as in "unix:/run/elemta/smtp.sock:mode=660"',

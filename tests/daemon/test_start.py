@@ -17,6 +17,7 @@ import pytest
 import twisted
 
 from tests.support.daemon import Daemon
+from tests.support.limit_tables import policy_service_table
 from tests.support.wire import Wire
 
 MakeDaemon = Callable[..., Daemon]
@@ -285,11 +286,18 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize(("hard", "allowed", "warned"), [(4096, 3024, 0), (1500, 1500, 1)])
+@pytest.mark.parametrize(
+    ("tables", "hard", "allowed", "warned"),
+    [
+        ("", 4096, 3024, 0),
+        ("", 1500, 1500, 1),
+        (policy_service_table("postfix"), 4096, 4096, 0),
+    ],
+)
 def test_max_connections_gets_the_open_files_it_needs_or_a_warning(
-    make_daemon: MakeDaemon, hard: int, allowed: int, warned: int
+    make_daemon: MakeDaemon, tables: str, hard: int, allowed: int, warned: int
 ) -> None:
-    daemon = make_daemon()
+    daemon = make_daemon(tables)
     daemon.launch(before=[sys.executable, "-c", WITH_LIMITS, "1024", str(hard)])
     daemon.wait_until_ready()
     assert open_files_allowed(daemon.pid) == allowed
