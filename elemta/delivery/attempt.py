@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.address import Address
 from elemta.bounded_map import BoundedMap
+from elemta.deferred_value import value_of
 from elemta.delivery.delivery_record import (
     DeliveredRecorder,
     Taken,
@@ -44,8 +43,6 @@ _log = Logger()
 # How long a destination waits when there was no connection to be had for it.
 _NOTHING_FREE = 5.0
 _MOST_THROTTLED = 10_000
-
-T = TypeVar("T")
 
 
 class AttemptRunner:
@@ -226,7 +223,7 @@ class AttemptRunner:
         if self._limits is None:
             return
         try:
-            await _maybe_later(self._limits.done(go, sent=sent))
+            await value_of(self._limits.done(go, sent=sent))
         except Exception:
             log_not_released(Failure())
 
@@ -238,9 +235,7 @@ class AttemptRunner:
         if destination is None:
             return FREE
         everyone = [recipient for recipients in ways.here.values() for recipient in recipients]
-        answer: Permit | Throttled = await _maybe_later(
-            limits.acquire(destination, message.envelope, everyone)
-        )
+        answer: Permit | Throttled = await value_of(limits.acquire(destination, message.envelope, everyone))
         if isinstance(answer, Permit):
             self.throttled.pop(message.key, None)
             return answer
@@ -379,7 +374,3 @@ def _kept_waiting(message: QueuedMessage, ways: SortedRecipients, now: float) ->
         )
         for recipient, route in ways.waiting
     )
-
-
-async def _maybe_later(answer: T | Deferred[T]) -> T:
-    return await answer if isinstance(answer, Deferred) else answer

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.bounded_map import BoundedMap
 from elemta.config import Counts, Identity
+from elemta.deferred_value import MaybeDeferred, then
 from elemta.envelope import Client, Envelope, Recipient
 from elemta.limits import Charge, Limiter, OutboundCharge, Receipt, RefusalCause
 from elemta.limits.identity import IPAddress
-from elemta.limits.store import MaybeLater
 
 _log = Logger()
 
@@ -80,7 +79,7 @@ class OutboundLimiter:
 
     def acquire(
         self, destination: str, envelope: Envelope, recipients: Sequence[Recipient]
-    ) -> MaybeLater[Permit | Throttled]:
+    ) -> MaybeDeferred[Permit | Throttled]:
         """Ask for one transaction: a message, and those of its recipients that go together."""
         if not self.counts:
             return FREE
@@ -90,11 +89,11 @@ class OutboundLimiter:
             Counts.MESSAGES,
         )
 
-    def connect(self, destination: str) -> MaybeLater[Permit | Throttled]:
+    def connect(self, destination: str) -> MaybeDeferred[Permit | Throttled]:
         """Ask for one connection, before it is made. It counts, idle or not, until :meth:`done`."""
         return self._ask(OutboundCharge(destination), Counts.OPEN_CONNECTIONS)
 
-    def done(self, go: Permit, *, sent: bool = True) -> MaybeLater[None]:
+    def done(self, go: Permit, *, sent: bool = True) -> MaybeDeferred[None]:
         """A connection is closed, or a transaction is over.
 
         One that was not ``sent``, so that the next hop never heard of it, is given back.
@@ -107,11 +106,9 @@ class OutboundLimiter:
         refunded = self.limiter.refund(go.receipts)
         return refunded if released is None else released
 
-    def _ask(self, departure: OutboundCharge, counts: Counts) -> MaybeLater[Permit | Throttled]:
+    def _ask(self, departure: OutboundCharge, counts: Counts) -> MaybeDeferred[Permit | Throttled]:
         charge = self.limiter.charge_outbound(departure, counts)
-        if isinstance(charge, Deferred):
-            return charge.addCallback(self._answer, departure.destination)
-        return self._answer(charge, departure.destination)
+        return then(charge, self._answer, departure.destination)
 
     def _answer(self, charge: Charge, destination: str) -> Permit | Throttled:
         refusal = charge.refusal

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from elemta.deferred_value import value_of
+from elemta.deferred_value import MaybeDeferred, value_of
 from elemta.delivery.client_protocol import NextHopConnection
 from elemta.delivery.movable_deadline import MovableDeadline
 from elemta.delivery.next_hop import NextHop
@@ -17,7 +17,6 @@ from elemta.delivery.outbound_limits import LOOK_AGAIN, Permit, Throttled, log_n
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.shared_outages import HostOutages
 from elemta.delivery.slots import ConnectionSlot, ConnectionSlots, NoSlotError
-from elemta.limits.store import MaybeLater
 from elemta.metrics import DeliveryMetrics
 from elemta.smtp.client_commands import Features
 
@@ -102,10 +101,10 @@ class Gate(Protocol):
     """Says how many connections the limits allow; :class:`elemta.delivery.outbound_limits.OutboundLimiter`
     is one."""
 
-    def connect(self, destination: str) -> MaybeLater[Permit | Throttled]:
+    def connect(self, destination: str) -> MaybeDeferred[Permit | Throttled]:
         """Ask for one connection."""
 
-    def done(self, go: Permit) -> MaybeLater[None]:
+    def done(self, go: Permit) -> MaybeDeferred[None]:
         """It is closed."""
 
 
@@ -116,7 +115,7 @@ class HostSlots(Protocol):
     def outages(self) -> HostOutages:
         """The destinations that are down."""
 
-    def take(self, route: str, destination: str, most: int, per_destination: int) -> MaybeLater[bool]:
+    def take(self, route: str, destination: str, most: int, per_destination: int) -> MaybeDeferred[bool]:
         """Whether there may be one more of the route, and to the destination."""
 
     def give_back(self, route: str, destination: str) -> None:
@@ -254,8 +253,7 @@ class ConnectionPool:
         if self._gate is None:
             return slot.permit
         try:
-            answer = self._gate.connect(hop.name)
-            return await answer if isinstance(answer, Deferred) else answer
+            return await value_of(self._gate.connect(hop.name))
         except BaseException:
             self._give_back_to_host(slot)
             self._slots.release(slot)

@@ -6,10 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from twisted.internet.defer import Deferred
-
 from elemta.address import Address
 from elemta.bounded_map import BoundedMap
+from elemta.deferred_value import value_of
 from elemta.delivery.routes import ANY, HELD, LOCAL, HoldRoute, MaildirRoute, Route, RouteTable, chosen_route
 from elemta.delivery.settings import DeliverySettings
 from elemta.domains import canonical_domain
@@ -51,9 +50,7 @@ class RouteChooser:
 
     async def __call__(self, envelope: Envelope, recipient: Recipient) -> Route | None:
         """The route that a policy chose for this recipient, None where none has an opinion. Never raises."""
-        decision = self._hooks.route(envelope, recipient)
-        if isinstance(decision, Deferred):
-            decision = await decision
+        decision = await value_of(self._hooks.route(envelope, recipient))
         return self._route(decision.verdict)
 
     def _route(self, verdict: Verdict) -> Route | None:

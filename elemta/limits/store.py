@@ -12,19 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
 
-from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from elemta.config import WhenValkeyIsDown
 from elemta.deferred_value import MaybeDeferred
 from elemta.limits.window import Bound, WindowCounter
 from elemta.value_type import value_type
-
-T = TypeVar("T")
-# What delivery calls MaybeDeferred.
-MaybeLater: TypeAlias = T | Deferred[T]
 
 LEASE_SECONDS = 30
 """How long a lease outlives the last sign of life of the node that holds it."""
