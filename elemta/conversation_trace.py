@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from elemta.ip import IPAddress, IPNetwork
 
 MOST_WATCHES = 4
 """Watches at a time."""
@@ -28,9 +29,6 @@ _RECENT = 50
 """Lines of a conversation from before it matched."""
 
 _MOST_FOLLOWED = 1000
-
-IPAddress = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class TraceWatch:
     With ``only_one`` it ends with the first conversation that it shows.
     """
 
-    def __init__(self, network: Network | None, domain: str | None, *, only_one: bool, now: float) -> None:
+    def __init__(self, network: IPNetwork | None, domain: str | None, *, only_one: bool, now: float) -> None:
         self.ended = False
         self.read_at = now
         self._network = network
@@ -174,7 +172,7 @@ class ConversationTrace:
         self.watches: tuple[TraceWatch, ...] = ()
 
     def watch(
-        self, network: Network | None = None, domain: str | None = None, *, only_one: bool = False
+        self, network: IPNetwork | None = None, domain: str | None = None, *, only_one: bool = False
     ) -> TraceWatch | None:
         """A new watch; None where there are :data:`MOST_WATCHES` already."""
         self._end_unread()

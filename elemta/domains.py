@@ -9,8 +9,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from elemta.address import Address
 from elemta.address_files import read_lines, shortened, unquoted
 from elemta.aliases import Aliases, AliasLine, Way, read_aliases
-from elemta.config import Config, DomainsConfig, Network
+from elemta.config import Config, DomainsConfig
 from elemta.errors import ConfigError, Fault
+from elemta.ip import IPNetwork
 from elemta.mailbox import MailboxKeys, canonical_domain, folded_address
 
 __all__ = ["MOST_TARGETS", "Domains", "canonical_domain", "read_recipients"]
@@ -38,7 +39,7 @@ class Domains:
 
     local: frozenset[str]
     recipients: frozenset[str] | None = None
-    relay_from: tuple[Network, ...] = ()
+    relay_from: tuple[IPNetwork, ...] = ()
     delimiter: str = ""
     alias_lines: tuple[AliasLine, ...] = ()
     keys: MailboxKeys = field(init=False, repr=False, compare=False)

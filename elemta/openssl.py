@@ -6,7 +6,7 @@ from OpenSSL import SSL, crypto
 from service_identity import CertificateError, VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 
-from elemta.foreign_text import is_ip_address
+from elemta.ip import is_ip_address
 
 
 def openssl_words(error: BaseException | None) -> str:

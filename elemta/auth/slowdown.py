@@ -8,6 +8,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from twisted.internet.interfaces import IReactorTime
 
 from elemta.bounded_map import BoundedMap
+from elemta.ip import unmapped
 
 FIRST_SECONDS = 1.0
 MOST_SECONDS = 10.0
@@ -63,11 +64,9 @@ class Slowdown:
 def network_of(client: str) -> str:
     """``client`` itself, but the /64 of an IPv6 address: one host has all of it to itself."""
     try:
-        address = ip_address(client)
+        address = unmapped(ip_address(client))
     except ValueError:
         return client
     if not isinstance(address, IPv6Address):
         return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
     return str(ip_network((int(address), 64), strict=False))

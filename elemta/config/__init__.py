@@ -50,7 +50,6 @@ from elemta.config.schema import (
 from elemta.config.setting import REQUIRED, setting
 from elemta.config.target import RouteTarget, TargetKind, parse_route_target, parse_target
 from elemta.config.values import (
-    Network,
     Rate,
     Unacceptable,
     format_duration,
@@ -86,7 +85,6 @@ __all__ = [
     "LoggingConfig",
     "MetricsConfig",
     "Mode",
-    "Network",
     "NoOptions",
     "OnError",
     "OnExceed",

@@ -14,8 +14,9 @@ from elemta.config.faults import Faults
 from elemta.config.limit_rates import MOST_RATES, misfit
 from elemta.config.schema import LimitConfig, RouteConfig
 from elemta.config.target import TargetKind, is_loopback, parse_route_target
-from elemta.config.values import Address, did_you_mean
+from elemta.config.values import did_you_mean
 from elemta.errors import Fault
+from elemta.ip import IPAddress
 from elemta.route_tls import RouteTLS
 
 Check = Callable[[Config], Iterator[Fault]]
@@ -272,7 +273,7 @@ def _ways_out(config: Config) -> Iterator[Fault]:
 
 
 def _sources(config: Config, key: str, route: RouteConfig) -> Iterator[Fault]:
-    first: dict[int, Address] = {}
+    first: dict[int, IPAddress] = {}
     for number, address in enumerate(route.source, start=1):
         if address.version in first:
             problem = f'found "{address}": {first[address.version]} is of IPv{address.version} already'

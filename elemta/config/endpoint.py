@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 
 from elemta.config.values import Unacceptable, nearest
-from elemta.foreign_text import is_ip_address
+from elemta.ip import is_ip_address
 
 _PART = re.compile(r"((?:[^\\:=]|\\.)*)([:=]?)", re.DOTALL)
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.+-]*")

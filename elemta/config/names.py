@@ -6,7 +6,7 @@ import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from elemta.config.values import Unacceptable
-from elemta.foreign_text import is_ip_address
+from elemta.ip import is_ip_address
 
 # RFC 5321 §4.1.2 Domain, with the lengths of RFC 1035 §2.3.4
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")

@@ -12,10 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from difflib import get_close_matches
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
+from elemta.ip import IPAddress, IPNetwork, unmapped, unmapped_network
 
 SIZE_WORDS = 'a size such as "50MiB" or a number of bytes'
 DURATION_WORDS = 'a duration such as "5m" or a number of seconds'
@@ -153,7 +152,7 @@ def format_duration(seconds: float) -> str:
     return f"{Decimal(repr(float(seconds))):f}s"
 
 
-def parse_network(found: object) -> Network:
+def parse_network(found: object) -> IPNetwork:
     """A network of ``"192.0.2.0/24"``, ``"2001:db8::/32"`` or a single address.
 
     IPv4-mapped IPv6 networks become the IPv4 network that they mean, as clients do.
@@ -164,13 +163,10 @@ def parse_network(found: object) -> Network:
         network = ip_network(found.strip())
     except ValueError:
         raise Unacceptable(f"must be {NETWORK_WORDS}", _network_hint(found)) from None
-    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
-    if mapped is not None and network.prefixlen >= 96:
-        return IPv4Network((mapped, network.prefixlen - 96))
-    return network
+    return unmapped_network(network)
 
 
-def parse_address(found: object) -> Address:
+def parse_address(found: object) -> IPAddress:
     """An address such as ``"192.0.2.7"`` or ``"2001:db8::7"``."""
     try:
         address = ip_address(found.strip()) if isinstance(found, str) else None
@@ -178,8 +174,7 @@ def parse_address(found: object) -> Address:
         address = None
     if address is None:
         raise Unacceptable(f"must be {ADDRESS_WORDS}")
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return address if mapped is None else mapped
+    return unmapped(address)
 
 
 def parse_rate(found: object) -> Rate:

@@ -21,9 +21,10 @@ from elemta.console.first_token import FirstToken
 from elemta.console.sessions import ConsoleSession, ConsoleSessions
 from elemta.deferred_value import value_of
 from elemta.errors import CredentialsUnavailable
+from elemta.ip import IPAddress
 from elemta.limits import Limiter
 from elemta.limits.charge import LimitRefusal
-from elemta.limits.identity import IPAddress, network_identity
+from elemta.limits.identity import network_identity
 from elemta.limits.known_logins import LoginHistory
 from elemta.limits.rules import LoginAttempt
 from elemta.ops import audit

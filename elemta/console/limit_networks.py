@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
-IPNetwork = IPv4Network | IPv6Network
+from elemta.ip import IPNetwork
 
 LEVELS = {4: (8, 16, 24, 32), 6: (32, 48, 64)}
 """The lengths of the prefixes that are shown one after the other. A limit counts IPv6 by /64."""

@@ -7,11 +7,12 @@ from http import HTTPStatus
 from ipaddress import ip_network
 from typing import Any
 
-from elemta.console.limit_networks import IPNetwork, groups_by_network, percent_full, wider_networks
+from elemta.console.limit_networks import groups_by_network, percent_full, wider_networks
 from elemta.console.mail_views import PAGE_ROWS
 from elemta.console.pushed_limits import pushed_history
 from elemta.console.visit import Page, Visit, silent_nodes
 from elemta.ctl.explain import not_refused, reached_stage
+from elemta.ip import IPNetwork
 from elemta.ops.admin_errors import AdminRefusal
 
 MOST_IDENTITIES = "1000"

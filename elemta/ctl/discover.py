@@ -14,7 +14,7 @@ from elemta.config import Config, SubmissionConfig, load
 from elemta.config.choices import ListenerTLS, Role
 from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG
 from elemta.errors import ConfigError
-from elemta.foreign_text import is_ip_address
+from elemta.ip import is_ip_address
 
 _MAILNAME: Final = Path("/etc/mailname")
 _TCP: Final = re.compile(r"tcp6?:(?:port=)?([0-9]+)(?::|$)")

@@ -13,8 +13,8 @@ from elemta.auth.roles import AccessRole
 from elemta.config import Counts
 from elemta.deferred_value import value_of
 from elemta.envelope import Recipient
+from elemta.ip import IPAddress
 from elemta.limits import Limiter
-from elemta.limits.identity import IPAddress
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_json import ClientAddress, Count, Text, Texts
 from elemta.policy import limit_verdict

@@ -11,7 +11,7 @@ from typing import Annotated, Protocol
 from elemta.auth.roles import AccessRole
 from elemta.daemon.explanation import Explanation
 from elemta.daemon.supposed_client import MAX_MESSAGE, MAX_RECIPIENTS, SupposedClient, as_sent
-from elemta.net.registry import IPAddress
+from elemta.ip import IPAddress
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.admin_json import ClientAddress, Text, Texts

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 from elemta.dns import MailExchanger
+from elemta.ip import IPAddress
 from elemta.metrics import DnsMetrics
 from elemta.policy import Resolver
 from elemta.runtime import Runtime
 
 if TYPE_CHECKING:
     from elemta.dns.resolver import DnsResolver
-
-IPAddress = IPv4Address | IPv6Address
 
 
 class _LateQuestions:

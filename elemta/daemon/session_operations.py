@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 from itertools import islice
 from typing import Annotated
 
 from elemta.daemon.joined_answers import NodeAnswer
+from elemta.ip import IPNetwork
 from elemta.net.live_sessions import LiveSession
 from elemta.net.recent_refusals import MOST_REFUSALS, ClientRefusal
 from elemta.net.registry import ConnectionRegistry
 from elemta.ops.admin_calls import route
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.ops.admin_json import Count
-
-Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ class SessionOperations:
         return RefusalListing(rows, refusals.total, (NodeAnswer(self._node_id),))
 
 
-def network_of_text(text: str) -> Network:
+def network_of_text(text: str) -> IPNetwork:
     """An address or a network as an operator types it. Raises :class:`AdminRefusal`."""
     try:
         return ip_network(text, strict=False)

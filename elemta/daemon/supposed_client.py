@@ -6,11 +6,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
-from ipaddress import IPv4Address, IPv6Address
 
+from elemta.ip import IPAddress
 from elemta.ops.admin_errors import AdminRefusal
-
-IPAddress = IPv4Address | IPv6Address
 
 MAX_MESSAGE = 1024 * 1024
 """Octets of a message that is explained."""

@@ -17,12 +17,12 @@ from zope.interface import implementer
 from elemta.conversation_trace import ConversationTrace
 from elemta.deferred_value import run
 from elemta.delivery.movable_deadline import MovableDeadline
-from elemta.delivery.next_hop import IPAddress
 from elemta.delivery.next_hop_state import TLSChange, TLSState, next_tls
 from elemta.delivery.outbound_tls import OutboundHandshake, OutboundTLSRefused
 from elemta.delivery.outgoing_content import OpenContent, OutgoingContent, Read
 from elemta.directwrite import write_at_once
 from elemta.errors import SpoolError
+from elemta.ip import IPAddress
 from elemta.outcome import Outcome, Status
 from elemta.smtp.client import ClientSession, ClientSettings
 from elemta.smtp.client_commands import ClientTransaction, Features

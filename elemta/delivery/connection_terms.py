@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from OpenSSL import crypto
 
 from elemta.config import AddressFamily, RouteConfig
 from elemta.errors import ConfigError, Fault
-
-IPAddress = IPv4Address | IPv6Address
+from elemta.ip import IPAddress
 
 # All authorities of a usual system take 250 KiB.
 _LONGEST = 4 * 1024 * 1024

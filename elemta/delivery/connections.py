@@ -14,12 +14,13 @@ from elemta.delivery.dialer import Dialer, place_of
 from elemta.delivery.happy_eyeballs import NextHopUnreachableError
 from elemta.delivery.hop_memory import HopMemory, Place
 from elemta.delivery.local_faults import all_local, of_route
-from elemta.delivery.next_hop import Candidate, IPAddress, NextHop
+from elemta.delivery.next_hop import Candidate, NextHop
 from elemta.delivery.outgoing_content import OpenContent, Read
 from elemta.delivery.pool import ConnectionPool, Gate, HostSlots, PooledConnection
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.slots import ConnectionSlot, NoSlotError
 from elemta.dns.system_names import AddressResolver
+from elemta.ip import IPAddress
 from elemta.metrics import DeliveryMetrics
 from elemta.outcome import LocalFault, Outcome, ReachedStage, Status, all_delivered, furthest
 from elemta.smtp.client_commands import ClientTransaction

@@ -19,11 +19,12 @@ from elemta.delivery.happy_eyeballs import (
     look_up,
 )
 from elemta.delivery.hop_memory import HopMemory, Place
-from elemta.delivery.next_hop import Candidate, IPAddress, NextHop
+from elemta.delivery.next_hop import Candidate, NextHop
 from elemta.delivery.outbound_tls import OutboundTLS
 from elemta.delivery.outgoing_content import Read
 from elemta.delivery.settings import DeliverySettings
 from elemta.dns.system_names import AddressResolver, SystemNames
+from elemta.ip import IPAddress
 from elemta.smtp.client import ClientSettings
 
 _MOST_REMEMBERED = 4096

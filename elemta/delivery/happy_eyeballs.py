@@ -22,9 +22,9 @@ from twisted.python.failure import Failure
 
 from elemta.delivery.client_protocol import NextHopConnection
 from elemta.delivery.local_faults import all_local, fault_of
-from elemta.delivery.next_hop import IPAddress
 from elemta.dns.system_names import SystemNames
 from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.ip import IPAddress
 from elemta.outcome import LocalFault
 
 # Addresses of one host that are tried.

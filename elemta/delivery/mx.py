@@ -9,7 +9,7 @@ import math
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -18,10 +18,8 @@ from elemta.dns import NULL_MX, MailExchanger
 from elemta.domains import canonical_domain
 from elemta.envelope import Recipient
 from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.ip import IPAddress, IPNetwork, unmapped
 from elemta.outcome import Attempt, LocalFault, Outcome, ReachedStage, Status
-
-IPAddress = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 
 # RFC 6052 §2.1, RFC 8215 §4
 _NAT64 = IPv6Network("64:ff9b::/96")
@@ -33,7 +31,7 @@ _ISATAP = frozenset({0x00005EFE, 0x02005EFE})
 _LOW_32 = 0xFFFFFFFF
 
 
-def network_of(address: IPAddress, networks: Sequence[Network]) -> Network | None:
+def network_of(address: IPAddress, networks: Sequence[IPNetwork]) -> IPNetwork | None:
     """The first of ``networks`` that has the address, or an IPv4 address that is written into it."""
     forms = tuple(_forms(address))
     return next((network for network in networks if any(form in network for form in forms)), None)
@@ -114,7 +112,7 @@ async def find_exchangers(
     own_names: Collection[str],
     own_addresses: Collection[tuple[IPAddress, int]],
     port: int = SMTP_PORT,
-    refuse_networks: Sequence[Network] = (),
+    refuse_networks: Sequence[IPNetwork] = (),
     shuffle: Shuffle,
     attempt: Attempt,
     recipients: Sequence[Recipient],
@@ -153,7 +151,7 @@ class _OwnAddresses:
         self, names: Collection[str], addresses: Collection[tuple[IPAddress, int]], port: int
     ) -> None:
         self._names = frozenset(canonical_domain(name) for name in names)
-        self._addresses = frozenset(_plain(address) for address, at in addresses if at == port)
+        self._addresses = frozenset(unmapped(address) for address, at in addresses if at == port)
         self._everywhere = any(address.is_unspecified for address in self._addresses)
 
     def has_name(self, host: str) -> bool:
@@ -171,7 +169,7 @@ class _Search:
         resolver: MailResolver,
         domain: str,
         own: _OwnAddresses,
-        refuse_networks: Sequence[Network],
+        refuse_networks: Sequence[IPNetwork],
         shuffle: Shuffle,
         *,
         attempt: Attempt,
@@ -317,7 +315,7 @@ def _of_literal(domain: str) -> IPAddress | None:
 
 def _usable(addresses: Sequence[IPAddress]) -> tuple[IPAddress, ...]:
     """Those that a host can have, in their plain form, each once."""
-    plain = dict.fromkeys(_plain(address) for address in addresses)
+    plain = dict.fromkeys(unmapped(address) for address in addresses)
     return tuple(
         address
         for address in plain
@@ -332,10 +330,3 @@ _BROADCAST = IPv4Address("255.255.255.255")
 def _is_link_local_six(address: IPAddress) -> bool:
     # It means nothing without the name of an interface, which DNS can't give.
     return isinstance(address, IPv6Address) and address.is_link_local
-
-
-def _plain(address: IPAddress) -> IPAddress:
-    """IPv4 in IPv6 clothes as what it is: it would be connected to by IPv4."""
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address

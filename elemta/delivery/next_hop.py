@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
 
 from elemta.config import RouteTLS
 from elemta.delivery.connection_terms import DEFAULT_TERMS, ConnectionTerms
 from elemta.delivery.local_faults import ON_A_KEPT_CONNECTION, works_by_host
 from elemta.delivery.routes import NextHopRoute
+from elemta.ip import IPAddress
 from elemta.outcome import LocalFault
 from elemta.smtp.sasl import Credentials
-
-IPAddress = IPv4Address | IPv6Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from elemta.bounded_map import BoundedMap
 from elemta.config import Counts, Identity
 from elemta.deferred_value import MaybeDeferred, then
 from elemta.envelope import Client, Envelope, Recipient
+from elemta.ip import IPAddress
 from elemta.limits import Charge, Limiter, OutboundCharge, Receipt, RefusalCause
-from elemta.limits.identity import IPAddress
 
 _log = Logger()
 

@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from elemta.delivery.connection_terms import load_authorities
 from elemta.domains import canonical_domain
-from elemta.foreign_text import is_ip_address
+from elemta.ip import is_ip_address
 from elemta.openssl import has_certificate_of, openssl_words
 from elemta.smtp.session_info import TLSInfo
 

@@ -17,7 +17,6 @@ from elemta.address import Address
 from elemta.config import (
     DEFAULT_REFUSED_NETWORKS,
     Config,
-    Network,
     RouteConfig,
     RouteTarget,
     RouteTLS,
@@ -29,6 +28,7 @@ from elemta.delivery.transport import ConfiguredRoute, transport_of
 from elemta.domains import Domains, canonical_domain
 from elemta.envelope import Recipient
 from elemta.errors import ConfigError, Fault, FaultCollector
+from elemta.ip import IPNetwork
 from elemta.policy.route_choice import RouteChoice
 from elemta.smtp.sasl import Credentials
 
@@ -175,7 +175,7 @@ class MxRoute(Route):
     """Mail goes to the mail exchangers of its domain, but to none in ``refuse_networks``."""
 
     tls: RouteTLS = RouteTLS.MAY
-    refuse_networks: tuple[Network, ...] = DEFAULT_REFUSED_NETWORKS
+    refuse_networks: tuple[IPNetwork, ...] = DEFAULT_REFUSED_NETWORKS
     terms: ConnectionTerms = DEFAULT_TERMS
     stays_in: ClassVar[str] = ""
     each_domain: ClassVar[bool] = True

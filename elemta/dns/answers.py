@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 
 import dns.rdatatype
 
-IPAddress = IPv4Address | IPv6Address
+from elemta.ip import IPAddress
 
 
 class RecordType(enum.Enum):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dns.name
 import dns.reversename
 
-from elemta.dns.answers import IPAddress
 from elemta.domains import canonical_domain
 from elemta.errors import NoSuchDomain
 from elemta.foreign_text import printable
+from elemta.ip import IPAddress
 
 # RFC 1035 §2.3.4: 255 octets on the wire, which has one for the length of each label and one for the root.
 _LONGEST = 253

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -11,7 +11,6 @@ from twisted.internet.defer import Deferred
 from elemta.dns.answers import (
     DNSAnswer,
     DnsQuestion,
-    IPAddress,
     LookupFailure,
     MailExchanger,
     NoData,
@@ -21,6 +20,7 @@ from elemta.dns.answers import (
 )
 from elemta.dns.names import canonical_name, reverse_name
 from elemta.errors import NoSuchDomain, ResolverTrouble
+from elemta.ip import IPAddress, unmapped
 
 Ask = Callable[[DnsQuestion, "float | None"], Deferred[Result]]
 
@@ -95,7 +95,8 @@ class Questions:
 
         An IPv4 address in IPv6 clothes is asked for as IPv4. Raises ValueError for what is no IP address.
         """
-        question = DnsQuestion(reverse_name(_plain(ip)), RecordType.PTR)
+        address = unmapped(ip_address(ip) if isinstance(ip, str) else ip)
+        question = DnsQuestion(reverse_name(address), RecordType.PTR)
         return _records(question, await self._ask(question, timeout))
 
     async def records(self, name: str, kind: str, *, timeout: float | None = None) -> tuple[str, ...]:
@@ -120,10 +121,3 @@ def _records(question: DnsQuestion, result: Result) -> tuple[Any, ...]:
 
 def _denies_name(result: Result) -> bool:
     return isinstance(result, NoData) and not result.name_exists
-
-
-def _plain(ip: str | IPAddress) -> IPAddress:
-    address = ip_address(ip) if isinstance(ip, str) else ip
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return IPv4Address(address.ipv4_mapped)
-    return address

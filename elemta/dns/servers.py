@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from elemta.dns.system_file import SystemFile
-from elemta.foreign_text import is_ip_address
+from elemta.ip import is_ip_address
 
 RESOLV_CONF = "/etc/resolv.conf"
 PORT = 53

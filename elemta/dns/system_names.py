@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol
 
-from elemta.dns.answers import IPAddress
 from elemta.dns.servers import RESOLV_CONF
 from elemta.dns.system_file import SystemFile
 from elemta.domains import canonical_domain
 from elemta.errors import NoSuchDomain
+from elemta.ip import IPAddress
 
 HOSTS = "/etc/hosts"
 

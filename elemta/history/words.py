@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from zlib import crc32
 
+from elemta.ip import unmapped
+
 MOST_WORDS = 1100
 """Words of one record: those of a message with 1,000 recipients."""
 
@@ -49,11 +51,9 @@ def normal(text: str) -> str:
     if ":" in word or word.replace(".", "").isdigit():
         literal = word[1:-1] if word.startswith("[") and word.endswith("]") else word
         try:
-            address = ip_address(literal.removeprefix("ipv6:"))
+            return str(unmapped(ip_address(literal.removeprefix("ipv6:"))))
         except ValueError:
             return word
-        mapped = getattr(address, "ipv4_mapped", None)
-        return str(mapped or address)
     return word
 
 

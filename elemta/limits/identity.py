@@ -12,10 +12,11 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from elemta.address import Address
 from elemta.domains import canonical_domain
+from elemta.ip import IPAddress, IPNetwork, unmapped, unmapped_network
 
 LONGEST = 64
 EVERYONE = "*"
@@ -25,26 +26,20 @@ JOINT = "|"
 _NULL_SENDER = "<>"
 _V6_HOST_BITS = 64
 
-IPAddress = IPv4Address | IPv6Address
-
 
 @lru_cache(maxsize=8192)
 def ip_identity(ip: IPAddress) -> str:
     """IPv4 as it is, IPv4-mapped as IPv4, IPv6 by its /64: one customer has the whole of a /64."""
-    if isinstance(ip, IPv6Address):
-        mapped = ip.ipv4_mapped
-        return _v6_network(ip) if mapped is None else str(mapped)
-    return str(ip)
+    ip = unmapped(ip)
+    return _v6_network(ip) if isinstance(ip, IPv6Address) else str(ip)
 
 
 @lru_cache(maxsize=8192)
 def network_identity(ip: IPAddress) -> str:
     """The neighbourhood of an address: the /24 of IPv4, the /64 of IPv6."""
+    ip = unmapped(ip)
     if isinstance(ip, IPv6Address):
-        mapped = ip.ipv4_mapped
-        if mapped is None:
-            return _v6_network(ip)
-        ip = mapped
+        return _v6_network(ip)
     return f"{IPv4Address(int(ip) & 0xFFFFFF00)}/24"
 
 
@@ -99,7 +94,7 @@ class Exceptions:
     __slots__ = ("_networks", "any", "values")
 
     def __init__(self, entries: Iterable[str] = ()) -> None:
-        networks: list[IPv4Network | IPv6Network] = []
+        networks: list[IPNetwork] = []
         values: set[str] = set()
         for entry in entries:
             network = _network(entry)
@@ -119,8 +114,7 @@ class Exceptions:
         """Whether a client at this address is exempt."""
         if not self._networks:
             return False
-        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
+        ip = unmapped(ip)
         return any(ip in network for network in self._networks)
 
     def name(self, identity: str) -> bool:
@@ -129,16 +123,11 @@ class Exceptions:
         return identity in values or (_NULL_SENDER in values and identity.startswith(_NULL_SENDER))
 
 
-def _network(entry: str) -> IPv4Network | IPv6Network | None:
+def _network(entry: str) -> IPNetwork | None:
     try:
-        network = ip_network(entry.strip(), strict=False)
+        return unmapped_network(ip_network(entry.strip(), strict=False))
     except ValueError:
         return None
-    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
-        mapped = network.network_address.ipv4_mapped
-        if mapped is not None:
-            return IPv4Network((mapped, network.prefixlen - 96))
-    return network
 
 
 def _value_identities(entry: str) -> set[str]:

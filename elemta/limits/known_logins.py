@@ -12,7 +12,8 @@ from contextlib import suppress
 from elemta.bounded_map import BoundedMap
 from elemta.deferred_value import MaybeDeferred, Steps, run
 from elemta.errors import StoreUnavailable
-from elemta.limits.identity import IPAddress, ip_identity, joined, name_identity, network_identity
+from elemta.ip import IPAddress
+from elemta.limits.identity import ip_identity, joined, name_identity, network_identity
 from elemta.limits.store import ILimitStore, LimitSpec, Request, Usage
 from elemta.limits.window import Bound
 

@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 
 from elemta.config import Counts, Identity, Rate
 from elemta.config.limit_rates import MOST_RATES, misfit
-from elemta.config.values import Network, Unacceptable, parse_network, parse_rate
-from elemta.limits.identity import JOINT, IPAddress
+from elemta.config.values import Unacceptable, parse_network, parse_rate
+from elemta.ip import IPAddress, IPNetwork, unmapped
+from elemta.limits.identity import JOINT
 from elemta.limits.rules import Rule, bound_of
 from elemta.limits.store import LimitSpec, Request
 
@@ -58,7 +59,7 @@ class Override:
         return f"{self.limit}:{self.identity}"
 
     @property
-    def network(self) -> Network | None:
+    def network(self) -> IPNetwork | None:
         """The network that it is about; None where it is about one identity."""
         try:
             return parse_network(self.identity) if "/" in self.identity else None
@@ -134,7 +135,7 @@ class _OfLimit:
     """The overrides of one limit; those of networks with the smallest first."""
 
     exact: dict[str, Override] = field(default_factory=dict)
-    networks: list[tuple[Network, Override]] = field(default_factory=list)
+    networks: list[tuple[IPNetwork, Override]] = field(default_factory=list)
 
     def find(self, identity: str, client: IPAddress | None, now: float) -> Override | None:
         found = self.exact.get(identity)
@@ -142,7 +143,7 @@ class _OfLimit:
             return found
         if client is None or not self.networks:
             return None
-        client = getattr(client, "ipv4_mapped", None) or client
+        client = unmapped(client)
         for network, override in self.networks:
             if override.until > now and client.version == network.version and client in network:
                 return override

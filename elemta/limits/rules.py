@@ -25,10 +25,10 @@ from elemta.config import (
 from elemta.config.values import parse_rate
 from elemta.envelope import Recipient
 from elemta.errors import ConfigError, Fault
+from elemta.ip import IPAddress
 from elemta.limits.identity import (
     JOINT,
     Exceptions,
-    IPAddress,
     address_identity,
     domain_identity,
     host_identity,

@@ -7,12 +7,13 @@ from twisted.internet.protocol import Factory, Protocol
 
 from elemta.config import ListenerConfig, ListenerTLS
 from elemta.directwrite import write_at_once
+from elemta.ip import IPAddress
 from elemta.metrics import NetMetrics
 from elemta.net.connection_log import log_refused_connection
 from elemta.net.context import ListenerContext
 from elemta.net.protocol import ESMTPProtocol
 from elemta.net.proxy import ProxyPreamble
-from elemta.net.registry import ConnectionRegistry, IPAddress
+from elemta.net.registry import ConnectionRegistry
 from elemta.net.socket_address import address_of
 from elemta.smtp import replies
 from elemta.smtp.reply import Reply

@@ -9,7 +9,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elemta.errors import ProxyHeaderError
-from elemta.net.registry import ClientConnection, ConnectionRegistry, IPAddress
+from elemta.ip import IPAddress
+from elemta.net.registry import ClientConnection, ConnectionRegistry
 from elemta.net.timeouts import PROXY_HEADER_SECONDS
 from elemta.smtp.memory import SessionMemory
 from elemta.smtp.proxy import ProxyHeader, ProxyResult

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address
 from itertools import count
 
 from twisted.internet.defer import Deferred
@@ -15,6 +14,7 @@ from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 
 from elemta.conversation_trace import ConversationTrace
+from elemta.ip import IPAddress
 from elemta.limits.identity import ip_identity
 from elemta.metrics import NetMetrics
 from elemta.net.handshake_log import HandshakeLog
@@ -29,7 +29,6 @@ from elemta.smtp.reply import Reply
 
 _log = Logger()
 
-IPAddress = IPv4Address | IPv6Address
 
 LOOK_SECONDS = 1.0
 """Seconds from one look at the deadlines to the next."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 
-from elemta.net.registry import IPAddress
+from elemta.ip import IPAddress, unmapped
 from elemta.smtp.session_info import LOOPBACK
 
 
@@ -21,6 +21,4 @@ def address_of(end: object) -> tuple[IPAddress, int]:
 # Clients come again, and to read an address takes as long as a command.
 @lru_cache(maxsize=1024)
 def _ip_of(host: str) -> IPAddress:
-    ip = ip_address(host.partition("%")[0])
-    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
-    return mapped or ip
+    return unmapped(ip_address(host.partition("%")[0]))

@@ -17,11 +17,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from http import HTTPStatus
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any, Protocol, runtime_checkable
 
 from elemta.address import Address
 from elemta.config.values import Unacceptable, format_duration, parse_duration
+from elemta.ip import IPAddress, unmapped
 from elemta.ops.admin_errors import AdminRefusal
 
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
@@ -150,14 +151,14 @@ class ClientAddress:
     def schema(self) -> Mapping[str, Any]:
         return {"type": "string", "minLength": 1, "maxLength": 64}
 
-    def parse(self, name: str, text: str) -> IPv4Address | IPv6Address:
+    def parse(self, name: str, text: str) -> IPAddress:
         try:
             ip = ip_address(text.strip())
         except ValueError:
             problem = f"{name} {text[:64]!r} is no IP address"
             hint = "such as 192.0.2.7 or 2001:db8::7"
             raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, hint) from None
-        return (ip.ipv4_mapped if isinstance(ip, IPv6Address) else None) or ip
+        return unmapped(ip)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol, runtime_checkable
 
 from twisted.internet.interfaces import IReactorTime
 
 from elemta.dns import MailExchanger
 from elemta.errors import ResolverTrouble
+from elemta.ip import IPAddress
 from elemta.policy.call_context import current_call, seconds_left
-
-IPAddress = IPv4Address | IPv6Address
 
 
 class Resolver(Protocol):

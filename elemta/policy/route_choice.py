@@ -12,9 +12,9 @@ from elemta.config import AddressFamily, RouteTarget, RouteTLS, TargetKind, pars
 from elemta.config.names import check_source
 from elemta.config.target import is_loopback
 from elemta.config.values import Unacceptable
+from elemta.ip import IPAddress
 from elemta.smtp.sasl import Credentials
 
-IPAddress = IPv4Address | IPv6Address
 SourceAddress = IPv4Address | IPv6Address | str
 
 E = TypeVar("E", bound=enum.StrEnum)

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, ip_address
 from elemta.address import Address
 from elemta.envelope import Recipient
 from elemta.errors import PolicyRequestError
-from elemta.limits.identity import IPAddress
+from elemta.ip import IPAddress
 
 MAX_REQUEST = 64 * 1024
 """Octets of one request, its empty line included."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from elemta.errors import ProxyHeaderError
+from elemta.ip import IPAddress, unmapped
 
 _V1_START = b"PROXY "
 # The specification's §2.1: the longest header of version 1, CRLF included
@@ -25,8 +26,6 @@ _PP2_TYPE_SSL = 0x20
 _PP2_CLIENT_SSL = 0x01
 
 _PORT = re.compile(rb"0|[1-9][0-9]{0,4}")
-
-IPAddress = IPv4Address | IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ def _v1_addresses(words: list[bytes]) -> tuple[tuple[IPAddress, int], tuple[IPAd
         raise ProxyHeaderError("a bad address in a version 1 header") from error
     if "%" in str(source):
         raise ProxyHeaderError("a bad address in a version 1 header")
-    return (_unmapped(source), int(words[4])), (_unmapped(destination), int(words[5]))
+    return (unmapped(source), int(words[4])), (unmapped(destination), int(words[5]))
 
 
 def _check_v2_start(buffer: bytes) -> None:
@@ -157,8 +156,8 @@ def _v2_addresses(
         return (four[0], int.from_bytes(ports[0], "big")), (four[1], int.from_bytes(ports[1], "big"))
     if family == _V2_TCP6:
         six, ports = (IPv6Address(body[0:16]), IPv6Address(body[16:32])), (body[32:34], body[34:36])
-        source = _unmapped(six[0]), int.from_bytes(ports[0], "big")
-        return source, (_unmapped(six[1]), int.from_bytes(ports[1], "big"))
+        source = unmapped(six[0]), int.from_bytes(ports[0], "big")
+        return source, (unmapped(six[1]), int.from_bytes(ports[1], "big"))
     # UNSPEC, datagrams and Unix sockets: the client is not known
     return None, None
 
@@ -178,9 +177,3 @@ def _read_tlvs(octets: bytes) -> tuple[str | None, bool]:
             tls = bool(value[0] & _PP2_CLIENT_SSL)
         position = end
     return server_name, tls
-
-
-def _unmapped(address: IPAddress) -> IPAddress:
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from elemta.foreign_text import is_ip_address
+from elemta.ip import is_ip_address
 from elemta.openssl import has_certificate_of, openssl_words
 from elemta.valkey.tls import TLS, ValkeyTLSRefused
 

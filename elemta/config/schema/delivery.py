@@ -11,10 +11,10 @@ from elemta.config.names import check_domain_or_any, check_keyword, check_source
 from elemta.config.schema.units import DAY, HOUR, KIB, MIB, MINUTE
 from elemta.config.setting import REQUIRED, setting
 from elemta.config.target import TARGET_WORDS, parse_route_target
-from elemta.config.values import Address, Network
+from elemta.ip import IPAddress, IPNetwork
 from elemta.route_tls import RouteTLS
 
-DEFAULT_REFUSED_NETWORKS: Final[tuple[Network, ...]] = tuple(
+DEFAULT_REFUSED_NETWORKS: Final[tuple[IPNetwork, ...]] = tuple(
     ip_network(text)
     for text in (
         *("127.0.0.0/8", "::1/128", "0.0.0.0/8", "::/128", "169.254.0.0/16", "fe80::/10"),
@@ -73,7 +73,7 @@ class RouteConfig:
         "The addresses to connect to: any tries IPv6 first, prefer_ipv4 IPv4 first; ipv4 and ipv6 use no "
         "others.",
     )
-    source: tuple[Address, ...] = setting(
+    source: tuple[IPAddress, ...] = setting(
         (),
         "The addresses of this host to connect from, at most one IPv4 and one IPv6. Empty, or for a family "
         "without one: as the system chooses.",
@@ -86,7 +86,7 @@ class RouteConfig:
         check=check_keyword,
         example=("CHUNKING",),
     )
-    refuse_networks: tuple[Network, ...] = setting(
+    refuse_networks: tuple[IPNetwork, ...] = setting(
         DEFAULT_REFUSED_NETWORKS,
         "Addresses that mx: never connects to, whatever DNS says. The default is loopback, unspecified, "
         "link-local and multicast addresses and 100.64.0.0/10. This host's listeners are always refused.",

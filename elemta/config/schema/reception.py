@@ -11,7 +11,8 @@ from elemta.config.endpoint import check_listener_endpoint
 from elemta.config.names import check_delimiter, check_domain, check_given_name, check_hostname, check_node_id
 from elemta.config.schema.units import DAY, MIB, MINUTE
 from elemta.config.setting import REQUIRED, setting
-from elemta.config.values import Network, check_optional_rate
+from elemta.config.values import check_optional_rate
+from elemta.ip import IPNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class ListenerConfig:
         "starttls offers STARTTLS where [tls] has a certificate. implicit uses TLS from the first byte and "
         "needs a certificate.",
     )
-    proxy_protocol_from: tuple[Network, ...] = setting(
+    proxy_protocol_from: tuple[IPNetwork, ...] = setting(
         (),
         "Networks of load balancers. From these a PROXY v1 or v2 header is required, from others it is "
         "refused.",
@@ -183,7 +184,7 @@ class DomainsConfig:
         "Empty: every address at a local domain exists, unless its route leads to a Maildir that does not "
         "exist (create_mailboxes).",
     )
-    relay_from: tuple[Network, ...] = setting((), "Networks whose clients may send to any domain.")
+    relay_from: tuple[IPNetwork, ...] = setting((), "Networks whose clients may send to any domain.")
     recipient_delimiter: str = setting(
         "+",
         "The character that parts a tag from a local-part: anna+shop@ is the mailbox anna@, for recipients, "
