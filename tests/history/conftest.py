@@ -1,5 +1,5 @@
 """Spools with a history."""
 
-from tests.spool.conftest import counted, events, open_spool
+from tests.spool.conftest import counted, open_spool
 
-__all__ = ["counted", "events", "open_spool"]
+__all__ = ["counted", "open_spool"]
