@@ -33,6 +33,11 @@ _ARC = (b"arc-seal", b"arc-message-signature", b"arc-authentication-results")
 _INSTANCE = re.compile(rb"(?:^|[;\s])i\s*=\s*([0-9]{1,2})\s*(?:;|$)")
 
 
+_STATUS = re.compile(rb"(?:^|[;\s])arc\s*=\s*(none|pass|fail)")
+# A sender or a HELO name, in the client's own words, and comments.
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"|\([^()]*\)', re.DOTALL)
+
+
 @dataclass(frozen=True, slots=True)
 class _Read:
     header: Header
@@ -108,7 +113,7 @@ class DkimSignPolicy:
     def _seal(self, read: _Read, now: int) -> Header:
         results = _own_results(read.header, self._services.hostname)
         keys = self._keys_of_host() or self._keys
-        status = re.search(rb"(?:^|[;\s])arc\s*=\s*(none|pass|fail)", results.lower())
+        status = _STATUS.search(_QUOTED.sub(b"", results.lower()))
         chain = _chain(read.header, status[1].decode("ascii") if status else "")
         if not results or not keys or chain is None:
             return []

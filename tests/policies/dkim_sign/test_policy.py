@@ -159,6 +159,23 @@ def test_without_results_of_ours_or_without_arc_nothing_is_sealed(files):
     assert policy(options(files, "rsa", arc=True)).sign(forged, envelope()) == b""
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        b'smtp.mailfrom="\\"x; arc=pass\\"@mallory.example"',
+        b'smtp.helo="x arc=pass (" x=")"',
+        b"smtp.mailfrom=x (arc=pass; arc = pass)",
+    ],
+)
+def test_no_word_of_a_client_becomes_what_a_chain_is_worth(files, words):
+    asked = policy(options(files, "rsa", arc=True))
+    said = b"Authentication-Results: mx.example.com;\r\n\tspf=none %s;\r\n\tarc=%s\r\n"
+    sealed = asked.sign(said % (words, b"none") + MESSAGE, envelope()) + MESSAGE
+    assert b"cv=none" in sealed
+    broken = sealed.replace(b"Subject: s", b"Subject: other")
+    assert b"cv=fail" in asked.sign(said % (words, b"fail") + broken, envelope())
+
+
 OUR_FIELD = b"Authentication-Results: %s; arc=none; dmarc=pass header.from=bank.example\r\n"
 RECEIVED = b"Received: from x by mx.example.com with ESMTP id Q1; now\r\n"
 
