@@ -80,7 +80,11 @@ class DnsblPolicy:
             "answers_total", "Answers of lists: listed, not_listed, refused, trouble.", ("zone", "result")
         )
 
-    def connected(self, session: Session) -> Verdict:
+    async def connected(self, session: Session) -> Verdict:
+        """Begin to ask, and wait for nothing.
+
+        A coroutine's lookups end within its policy's timeout, so at RCPT the answers are there in time.
+        """
         if not is_exempt(session, self._services.domains, self._options.exempt):
             session.notes["score"] = ensureDeferred(self._score(session.client_ip))
         return CONTINUE

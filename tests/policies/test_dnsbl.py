@@ -115,6 +115,29 @@ def test_every_recipient_gets_the_same_answer_from_one_lookup():
     assert asked.metrics.total("elemta_plugin_dnsbl_answers_total", "bl.example", "listed") == 1
 
 
+class TimedZone(Zone):
+    """Keeps how long each lookup may take."""
+
+    def __init__(self, **records):
+        super().__init__(**records)
+        self.seconds = []
+
+    def of_user(self, _name):
+        return self
+
+    async def records(self, name, kind, *, timeout=None):
+        self.seconds.append(timeout)
+        return await super().records(name, kind)
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [("5s", 2.0), ("2s", 1.8), ("500ms", 0.45)])
+def test_a_list_that_does_not_answer_weighs_nothing_whatever_the_timeout_is(timeout, seconds):
+    zone = TimedZone(records_of=LISTED)
+    asked = PolicyTester(DnsblPlugin(), {**ONE, "timeout": timeout}, resolver=zone)
+    assert asked.connected() == CONTINUE
+    assert zone.seconds == [pytest.approx(seconds)]
+
+
 def test_a_client_that_leaves_ends_the_lookups():
     asked = policy(records=LISTED)
     asked.connected()
