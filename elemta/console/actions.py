@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from urllib.parse import urlencode
 
-from elemta.console.mail_views import ACTIONS, known_filters, matching
+from elemta.console.mail_views import ACTIONS, chosen_action, matching
 from elemta.console.visit import Page, Visit, segment
 from elemta.ops.admin_errors import AdminRefusal
 
@@ -30,10 +30,8 @@ async def act_on_message(visit: Visit) -> Page | str:
 
 async def act_on_filter(visit: Visit) -> Page | str:
     """The same for all messages that the filters let through."""
-    action = visit.form.get("action", "")
-    _known(action)
-    filters = {name: visit.form[name] for name in known_filters(visit) if visit.form.get(name)}
-    ids, _ = await matching(visit, filters)
+    action, filters = chosen_action(visit, visit.form)
+    ids, _ = await matching(visit, action, filters)
     done, refused = 0, []
     for start in range(0, len(ids), _TOGETHER):
         chosen = ",".join(ids[start : start + _TOGETHER])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from ipaddress import ip_network
@@ -14,6 +15,7 @@ from elemta.console.visit import Page, Visit, silent_nodes
 from elemta.ctl.explain import not_refused, reached_stage
 from elemta.ip import IPNetwork
 from elemta.ops.admin_errors import AdminRefusal
+from elemta.ops.admin_json import Json
 
 MOST_IDENTITIES = "1000"
 
@@ -86,6 +88,8 @@ def _with_fill(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {**entry, "percent": percent_full(entry)}
 
 
+# RFC 5321 §4.1.2: in quotes a local part may have blanks and commas, which part addresses elsewhere.
+_ADDRESS = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^\s,])+')
 EXPLAINED = ("ip", "listener", "helo", "user", "from", "to")
 
 
@@ -94,8 +98,10 @@ async def explain(visit: Visit) -> Page:
     given = {name: visit.query.get(name, "").strip() for name in EXPLAINED}
     explanation, reached = None, ""
     if given["ip"]:
-        recipients = ",".join(given["to"].replace(",", " ").split())
-        explanation = await visit.post("/v1/explain", {**given, "to": recipients})
+        wanted: dict[str, Json] = {name: value for name, value in given.items() if value and name != "to"}
+        if recipients := _ADDRESS.findall(given["to"]):
+            wanted["to"] = list(recipients)
+        explanation = await visit.post_document("/v1/explain", wanted)
         reached = reached_stage(explanation)
     so_far = not_refused(reached) if reached else ""
     return Page("explain.html", {"given": given, "explanation": explanation, "so_far": so_far})

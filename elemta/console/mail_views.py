@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
 from elemta.console.visit import Page, Visit, own_node, segment, silent_nodes
+from elemta.ctl.queue import STATES_OF_ALL
 from elemta.errors import UnknownMessage
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
 
@@ -50,28 +51,49 @@ def _filters(visit: Visit, given: Mapping[str, str]) -> dict[str, str]:
     return {name: given[name].strip() for name in known_filters(visit) if given.get(name, "").strip()}
 
 
-async def matching(visit: Visit, filters: Mapping[str, str]) -> tuple[list[str], bool]:
-    """The ids of messages that filters let through, and whether these are all."""
-    ids: list[str] = []
-    after = ""
-    while True:
-        page = await visit.get("/v1/queue", {**filters, "limit": "1000", "after": after})
-        ids += [message["queue_id"] for message in page["messages"]]
-        if page["next"] is None or len(ids) >= MOST_TOGETHER:
-            complete = page["next"] is None and len(ids) <= MOST_TOGETHER
-            return ids[:MOST_TOGETHER], complete
-        after = page["next"]
+def chosen_action(visit: Visit, given: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """An action, and the filters for the messages that it is about. Raises :class:`AdminRefusal`.
+
+    A misspelt filter must not mean all.
+    """
+    action, known = given.get("action", ""), known_filters(visit)
+    if action not in ACTIONS:
+        raise AdminRefusal(HTTPStatus.BAD_REQUEST, "unknown action", f"known: {', '.join(ACTIONS)}")
+    for name in given:
+        if name not in (*known, "action", "csrf"):
+            problem = f"unknown filter {name[:64]!r}"
+            raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, f"known: {', '.join(known)}")
+    return action, _filters(visit, given)
+
+
+def states_of(action: str, filters: Mapping[str, str]) -> Sequence[str]:
+    """The states of the messages that an action is for: as in ``elemtactl``; "" stands for any."""
+    return (filters["state"],) if "state" in filters else STATES_OF_ALL[action]
+
+
+async def matching(visit: Visit, action: str, filters: Mapping[str, str]) -> tuple[list[str], bool]:
+    """The ids of messages that an action is for and filters let through, and whether these are all."""
+    # A message may go from one state to the next meanwhile.
+    ids: dict[str, None] = {}
+    for state in states_of(action, filters):
+        after: str | None = ""
+        while after is not None:
+            given = {**filters, "state": state, "limit": "1000", "after": after}
+            page = await visit.get("/v1/queue", given)
+            ids |= dict.fromkeys(message["queue_id"] for message in page["messages"])
+            after = page["next"]
+            if len(ids) > MOST_TOGETHER:
+                return list(ids)[:MOST_TOGETHER], False
+    return list(ids), True
 
 
 async def confirm(visit: Visit) -> Page:
     """How many messages an action would change, before it does."""
-    action = visit.query.get("action", "")
-    if action not in ACTIONS:
-        raise AdminRefusal(HTTPStatus.BAD_REQUEST, "unknown action", f"known: {', '.join(ACTIONS)}")
-    filters = _filters(visit, visit.query)
-    ids, complete = await matching(visit, filters)
+    action, filters = chosen_action(visit, visit.query)
+    ids, complete = await matching(visit, action, filters)
+    states = "" if "state" in filters else ", ".join(states_of(action, filters))
     values = {"action": action, "filters": filters, "count": len(ids), "complete": complete}
-    return Page("confirm.html", values)
+    return Page("confirm.html", {**values, "states": states})
 
 
 async def message(visit: Visit) -> Page:

@@ -10,7 +10,7 @@ from typing import Any
 from elemta.ctl.client import nodes_of
 from elemta.ctl.context import CommandContext
 from elemta.ctl.exit_codes import EX_FAILED, EX_OK
-from elemta.ctl.text import age, moment, safe, size
+from elemta.ctl.text import age, client_in_words, moment, safe, size
 
 PAGE = 100
 WIDTH = 80
@@ -63,17 +63,11 @@ def find(invocation: CommandContext) -> int:
 def _lines(message: Mapping[str, Any], now: float, width: int) -> Iterator[str]:
     yield from _wrapped(f"{message['queue_id'] or '(id unknown)'}  {_state(message, now)}", "", width, 4)
     client = message["client"]
-    whence = (
-        f"{client['ip']} helo {client['helo']}" if client["helo"] else client["ip"],
-        f"listener {client['listener']}" if client["listener"] else "",
-        f"user {client['user']}" if client["user"] else "",
-        client["tls"],
-    )
     said = {
         "subject": message["subject"],
         "message-id": message["message_id"],
         "from": f"<{message['sender']}>",
-        "client": ", ".join(part for part in whence if part),
+        "client": client_in_words(client),
         "session": client["session_id"],
         "size": size(message["size"]),
         "node": message["node_id"],

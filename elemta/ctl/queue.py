@@ -12,7 +12,7 @@ from elemta.ctl.client import AdminClient, DaemonRefused
 from elemta.ctl.context import CommandContext
 from elemta.ctl.daemon import spool_lines
 from elemta.ctl.exit_codes import EX_FAILED, EX_OK, EX_USAGE, CommandFailed
-from elemta.ctl.text import Column, age, due, moment, safe, size
+from elemta.ctl.text import Column, age, client_in_words, due, moment, safe, size
 
 PAGE = 500
 # Messages that one call changes; the daemon takes no more.
@@ -32,7 +32,7 @@ _MESSAGES = (
 )
 STATES = ("active", "deferred", "hold", "quarantine", "undeliverable")
 # What an action is for where no --state says otherwise: the messages that it makes a difference to.
-_STATES_OF_ALL: Mapping[str, Sequence[str]] = {
+STATES_OF_ALL: Mapping[str, Sequence[str]] = {
     "retry": ("deferred",),
     "release": ("hold", "quarantine", "undeliverable"),
     "hold": ("active", "deferred"),
@@ -167,7 +167,7 @@ def _describe(invocation: CommandContext, record: Mapping[str, Any]) -> None:
         "received": f"{moment(record['received_at'])} ({age(now - record['received_at'])} ago)",
         "size": _exact_size(record["size"]),
         "from": f"<{record['sender']}>",
-        "client": f"{client['ip']} helo {client['helo']}, listener {client['listener']}",
+        "client": client_in_words({**client, "user": None, "tls": None}),
         "session": client["session_id"],
         "user": client["user"] or "",
         "tls": client["tls"] or "",
@@ -226,7 +226,7 @@ def change(invocation: CommandContext) -> int:
     client = invocation.client()
     if many:
         _check_confirmable(invocation)
-        states = (args.state,) if args.state else _STATES_OF_ALL[args.action]
+        states = (args.state,) if args.state else STATES_OF_ALL[args.action]
         found = list(_matching(client, args, states))
         ids = [message["queue_id"] for message in found]
         if ids and not args.yes:

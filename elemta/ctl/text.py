@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 ELLIPSIS = "…"
 GAP = "  "
@@ -97,6 +98,17 @@ def due(at: float | None, now: float) -> str:
 def moment(at: float) -> str:
     """A time in this host's zone, with its offset."""
     return datetime.fromtimestamp(at).astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def client_in_words(client: Mapping[str, Any]) -> str:
+    """The client of a message: address, HELO name, listener, user and TLS, as far as there are such."""
+    parts = (
+        f"{client['ip']} helo {client['helo']}" if client["helo"] else client["ip"],
+        f"listener {client['listener']}" if client["listener"] else "",
+        f"user {client['user']}" if client["user"] else "",
+        client["tls"],
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def where_counted(mode: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from elemta.ctl.context import CommandContext
@@ -45,11 +45,13 @@ def _give(invocation: CommandContext, page: Mapping[str, Any]) -> None:
     else:
         if page["lost"]:
             invocation.note(f"{page['lost']} lines were lost: they were not read in time")
-        invocation.say(*map(_line, page["lines"]))
+        invocation.say(*map(trace_line, page["lines"]))
     invocation.stdout.flush()
 
 
-def _line(line: Mapping[str, Any]) -> str:
-    at = datetime.fromtimestamp(line["at"], tz=UTC).strftime("%H:%M:%S.%f")[:-3]
+def trace_line(line: Mapping[str, Any]) -> str:
+    """A line of a conversation: its time, direction, conversation and peer, and what was said."""
+    # In this host's zone, as the times of all other commands.
+    at = datetime.fromtimestamp(line["at"]).astimezone().strftime("%H:%M:%S.%f")[:-3]
     where = f"{line['direction']:<3} {line['conversation']} {line['peer']}"
     return f"{at} {where} {_SIGNS[line['sent_by']]} {line['text']}"

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Annotated
 
 from elemta.daemon.joined_answers import NodeAnswer
-from elemta.ip import IPNetwork
+from elemta.ip import IPNetwork, unmapped_network
 from elemta.net.live_sessions import LiveSession
 from elemta.net.recent_refusals import MOST_REFUSALS, ClientRefusal
 from elemta.net.registry import ConnectionRegistry
@@ -76,7 +76,8 @@ class SessionOperations:
 def network_of_text(text: str) -> IPNetwork:
     """An address or a network as an operator types it. Raises :class:`AdminRefusal`."""
     try:
-        return ip_network(text, strict=False)
+        found = ip_network(text.strip(), strict=False)
     except ValueError:
         problem = f"{text[:64]!r} is no IP address and no network"
         raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, "such as 192.0.2.7 or 2001:db8::/48") from None
+    return unmapped_network(found)

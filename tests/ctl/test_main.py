@@ -26,6 +26,7 @@ from elemta.address import NULL, Address
 from elemta.ctl.client import AdminClient
 from elemta.ctl.context import CommandContext
 from elemta.ctl.main import main
+from elemta.ctl.trace import trace_line
 from elemta.daemon.membership import NodeLife
 from elemta.daemon.reload import ReloadReport
 from elemta.destination_status import DestinationState, DestinationStatus
@@ -108,6 +109,17 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
     yield daemon
     await opened.close()
     await spool.close()
+
+
+def test_a_line_of_a_trace_has_the_time_of_this_host(monkeypatch) -> None:
+    line = {"at": 1_700_000_000.25, "direction": "in", "conversation": "a-1", "peer": "192.0.2.1"}
+    for zone, shown in (("UTC", "22:13:20.250"), ("Asia/Kolkata", "03:43:20.250")):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        words = trace_line({**line, "sent_by": "client", "text": "QUIT"})
+        assert words == f"{shown} in  a-1 192.0.2.1 > QUIT"
+    monkeypatch.undo()
+    time.tzset()
 
 
 # What is no text

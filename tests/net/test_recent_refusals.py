@@ -58,6 +58,8 @@ async def test_what_was_refused_is_kept_with_the_reply_and_found_by_policy_limit
         "2001:db8::7"
     ]
     assert len((await ask(place, "/v1/refused?client=192.0.2.0/26"))["refused"]) == 3
+    for mapped in ("::ffff:192.0.2.0/122", "::FFFF:c000:200/122", "%20192.0.2.0/26%20"):
+        assert len((await ask(place, f"/v1/refused?client={mapped}"))["refused"]) == 3
     assert len((await ask(place, "/v1/refused?client=2001:db8::/32&policy=scripted"))["refused"]) == 1
     assert len((await ask(place, "/v1/refused?count=2"))["refused"]) == 2
     with pytest.raises(AdminRefusal, match="no IP address"):
