@@ -130,7 +130,8 @@ class DeliveryScheduler(Service):
 
     def _begin_anew(self) -> None:
         """What is used up by a stop: threads, connections and what waits for them."""
-        self._pool = self._runtime.threads.pool("delivery", self._settings.threads)
+        # A file system that does not answer must not keep the process from ending.
+        self._pool = self._runtime.threads.pool("delivery", self._settings.threads, daemon=True)
         self._transports = Transports(
             self._runtime,
             self._queue,
@@ -206,7 +207,8 @@ class DeliveryScheduler(Service):
                 timer.cancel()
         self._fill_call = None
         await self._age_scan.stop()
-        if not await self._under_way.wait_until_empty(grace):
+        ended = await self._under_way.wait_until_empty(grace)
+        if not ended:
             _log.warn(
                 "deliveries were cut off; their messages stay in the queue",
                 event="delivery.abandoned",
@@ -214,12 +216,16 @@ class DeliveryScheduler(Service):
             )
             self._attempts.abandoned = True
             self._transports.abandon()
-            await self._under_way.wait_until_empty(_LAST_WAIT)
+            ended = await self._under_way.wait_until_empty(_LAST_WAIT)
         await self._transports.stop()
         self._judge.stop()
         self._destinations.drop_all()
         self._set_aside.clear()
-        await self._pool.join()
+        if ended:
+            await self._pool.join()
+        else:
+            # A thread hangs in the file system of a Maildir, or in that of the spool.
+            self._pool.leave()
 
     def stopService(self) -> Deferred[None]:
         """Start nothing more, wait for what is under way up to the grace, then cut it off."""

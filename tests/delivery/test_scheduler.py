@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 
 from elemta.address import NULL
 from elemta.delivery import DeliveryScheduler, Retries
+from elemta.delivery.maildir import Errors, MaildirJob, MaildirWriter
 from elemta.delivery.routes import HoldRoute, MaildirRoute, NextHopRoute, Placeholder, Route
 from elemta.envelope import MailParameters
 from elemta.errors import SpoolError
@@ -388,6 +392,33 @@ async def test_what_is_cut_off_at_the_end_of_the_grace_stays_in_the_queue_as_it_
     again.startService()
     await post.until(lambda: len(hop.messages) == 1 and not again.under_way)
     assert await post.queued() == []
+
+
+@ensureDeferred
+async def test_a_file_system_that_does_not_answer_keeps_nothing_from_stopping(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elemta.delivery.scheduler._LAST_WAIT", 0.05)
+    post.settings = replace(post.settings, grace=0.05)
+    begun, answers = threading.Event(), threading.Event()
+
+    def hang(writer: MaildirWriter, jobs: Sequence[MaildirJob]) -> list[Errors]:
+        begun.set()
+        answers.wait(60)
+        return [[OSError(errno.EIO, "late")] for _ in jobs]
+
+    monkeypatch.setattr(MaildirWriter, "write", hang)
+    delivery = post.start(maildir(post))
+    queue_id = await post.send("bob@example.com")
+    await post.until(begun.is_set)
+    try:
+        await delivery.stopService()
+        message = (await post.show(queue_id)).message
+        assert (message.state, message.attempts) == (MessageState.ACTIVE, 0)
+    finally:
+        answers.set()
+    # The late answer comes to nothing.
+    await post.until(lambda: not delivery.under_way)
 
 
 @ensureDeferred
