@@ -17,6 +17,7 @@ _KIND = re.compile(r"[A-Za-z][A-Za-z0-9_.+-]*")
 # unix(7): sun_path has 108 octets with the NUL at the end
 _LONGEST_UNIX_PATH = 107
 _KINDS = ("tcp", "tcp6", "unix", "systemd")
+_KINDS_OF_POSTFIX = ("inet", "inet6")
 _TCP_KEYS = frozenset({"port", "interface", "backlog"})
 _UNIX_KEYS = frozenset({"address", "mode", "backlog", "lockfile"})
 _SYSTEMD_KEYS = frozenset({"domain", "index", "name"})
@@ -48,8 +49,15 @@ def check_endpoint(text: str) -> None:
     if check is not None:
         check(arguments, keyed)
         return
+    if kind in _KINDS_OF_POSTFIX:
+        text = text.partition(":")[2]
     meant = nearest(kind, _KINDS)
-    if meant is not None or len(positional) + len(keyed) < 2 or not _KIND.fullmatch(kind):
+    if (
+        meant is not None
+        or kind in _KINDS_OF_POSTFIX
+        or len(positional) + len(keyed) < 2
+        or not _KIND.fullmatch(kind)
+    ):
         hint = f'did you mean "{meant}:{text.partition(":")[2]}"?' if meant else _address_hint(text)
         raise Unacceptable('must be a Twisted server endpoint such as "tcp:25:interface=192.0.2.1"', hint)
 

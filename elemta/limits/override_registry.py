@@ -128,6 +128,7 @@ class ClusterOverrides:
         self._watch.stop()
 
     async def put(self, override: Override, seconds: float) -> Override:
+        await self._restore_lost()
         now = self._clock.seconds()
         # The script says until when by Valkey's clock: this one may be late.
         made = replace(override, until=now + seconds, made_at=now)
@@ -137,6 +138,7 @@ class ClusterOverrides:
         return self.overrides.named(override.limit, override.identity) or made
 
     async def remove(self, limit: str, identity: str) -> bool:
+        await self._restore_lost()
         return await self._change("remove", f"{limit}:{identity}") > 0
 
     # Looks
@@ -149,6 +151,13 @@ class ClusterOverrides:
             await self._restore()
         elif (version or 0) != self._version:
             await self._change("look")
+
+    async def _restore_lost(self) -> None:
+        """Before a change: a server that has lost its data, and knows of one override, gets no others back."""
+        if self.overrides.in_force():
+            version = self._keys[1]
+            if await self._valkey.command("GET", version, key=version, deadline=DEADLINE) is None:
+                await self._restore()
 
     async def _restore(self) -> None:
         now, known = self._clock.seconds(), self.overrides.in_force()

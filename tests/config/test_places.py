@@ -106,6 +106,16 @@ def test_an_endpoint_of_a_kind_that_another_package_brings_is_left_to_the_start(
             'did you mean "tcp:2525:interface=127.0.0.1"?',
         ),
         (
+            "inet:127.0.0.1:10031",
+            'must be a Twisted server endpoint such as "tcp:25:interface=192.0.2.1"',
+            'did you mean "tcp:10031:interface=127.0.0.1"?',
+        ),
+        (
+            "inet:10031",
+            'must be a Twisted server endpoint such as "tcp:25:interface=192.0.2.1"',
+            'did you mean "tcp:10031"?',
+        ),
+        (
             "[::1]:25",
             'must be a Twisted server endpoint such as "tcp:25:interface=192.0.2.1"',
             r'did you mean "tcp:25:interface=\:\:1"?',

@@ -136,6 +136,19 @@ async def test_while_valkey_is_away_the_last_known_hold_and_no_other_can_be_made
 
 
 @ensureDeferred
+async def test_a_change_before_the_first_look_at_an_empty_valkey_loses_no_other(fleet: Fleet) -> None:
+    one = await fleet.add()
+    await one.put(ONE, 600)
+    fleet.server.command("FLUSHALL")
+    await one.put(TWO, 600)
+    assert known(one) == ["ip:192.0.2.1", "ip:192.0.2.2"]
+    fleet.server.command("FLUSHALL")
+    assert await one.remove("ip", "192.0.2.1")
+    await fleet.look()
+    assert known(one) == known(await fleet.add()) == ["ip:192.0.2.2"]
+
+
+@ensureDeferred
 async def test_what_was_removed_while_a_node_was_away_does_not_come_back_with_it(fleet: Fleet) -> None:
     one, two = await fleet.add(), await fleet.add()
     await one.put(ONE, 600)
