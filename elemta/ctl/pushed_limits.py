@@ -118,8 +118,9 @@ def history(invocation: CommandContext) -> int:
     elif answer["versions"]:
         invocation.give_table(_VERSIONS, [_version(each) for each in answer["versions"]])
         if answer["running"] != answer["version"]:
-            words = f"this node runs version {answer['running']}, and the fleet's is {answer['version']}"
-            invocation.note(f"{words}: the log says why")
+            running = f"version {answer['running']}" if answer["running"] else "the limits of its own file"
+            words = f"this node runs {running}, and the fleet's version is {answer['version']}"
+            invocation.note(f"{words}: the log, or [limits] shared, says why")
     else:
         invocation.say("no limits were pushed: each node's own file holds")
     return EX_OK

@@ -122,7 +122,7 @@ class ClusterMembership(OwnResets):
         self.store.start()
         self._nodes.start()
         self.overrides.start()
-        self._pushed.start(member.take_limits)
+        self._pushed.start(member.take_limits, lambda: member.shares_limits)
         self._asked.start()
         self._renewal.start()
 

@@ -252,6 +252,10 @@ class DaemonService(Service):
         """A reload, while no other changes anything."""
         return (yield from self._reloading.reload(text))
 
+    @property
+    def shares_limits(self) -> bool:
+        return self.components.own_config.limit_sharing.shared
+
     async def take_limits(self) -> None:
         await value_of(run(self._in_turn(self._take_limits())))
 

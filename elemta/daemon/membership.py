@@ -122,6 +122,10 @@ class LocalNode(Protocol):
     def refused(self) -> Sequence[RememberedRefusal]:
         """The identities that this node refuses from memory."""
 
+    @property
+    def shares_limits(self) -> bool:
+        """Whether pushed limits hold on this node, and not those of its own file alone."""
+
     async def take_limits(self) -> None:
         """Put the pushed limits of the fleet into force. Raises :class:`~elemta.errors.ConfigError`."""
 

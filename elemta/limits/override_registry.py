@@ -153,7 +153,7 @@ class ClusterOverrides:
             await self._change("look")
 
     async def _restore_lost(self) -> None:
-        """Before a change: a server that has lost its data, and knows of one override, gets no others back."""
+        """Before a change: a server that lost its data gets no others back once it knows of one."""
         if self.overrides.in_force():
             version = self._keys[1]
             if await self._valkey.command("GET", version, key=version, deadline=DEADLINE) is None:

@@ -35,6 +35,10 @@ _SCRIPT = Script.of_package("elemta.limits", "scripts/pushed.lua")
 Apply = Callable[[], Awaitable[None]]
 
 
+def _always() -> bool:
+    return True
+
+
 class TextRecord(Protocol):
     """A list of texts on stable storage. Its calls block; SpoolError where the disk fails."""
 
@@ -90,6 +94,7 @@ class PushRegistry:
         # What the fleet has, whether this node could take it or not.
         self._known = self.in_force
         self._apply: Apply | None = None
+        self._shares: Callable[[], bool] = _always
         self._taking = DeferredLock()
         self._pool: WorkerPool = runtime.threads.pool("elemta-pushed-limits", 1)
         self._watch = VersionWatch(
@@ -98,17 +103,17 @@ class PushRegistry:
 
     @property
     def version(self) -> int:
-        """The version in force on this node; 0 where its own file holds and none was pushed."""
-        return 0 if self.in_force is None else self.in_force.version
+        """The version in force on this node; 0 where none was pushed, or this node shares no limits."""
+        return 0 if self.in_force is None or not self._shares() else self.in_force.version
 
     def give_up(self, error: ConfigError) -> None:
         """The version that was kept can't hold beside this configuration: its own limits do."""
         self._refused(self.in_force, error, None)
         self.in_force = None
 
-    def start(self, apply: Apply) -> None:
-        """Take what the fleet has, from now on."""
-        self._apply = apply
+    def start(self, apply: Apply, shares: Callable[[], bool] = _always) -> None:
+        """Take what the fleet has, from now on. ``shares`` says whether that holds on this node."""
+        self._apply, self._shares = apply, shares
         self._pool.start()
         self._watch.start()
 
@@ -191,13 +196,14 @@ class PushRegistry:
             # An internal error, or the daemon stops: the next look tries again.
             self.in_force, self._known = before, before
             raise
-        _log.info(
-            "the limits that were pushed to the fleet hold here",
-            event="limits.push_taken",
-            version=pushed.version,
-            author=pushed.author,
-            note=pushed.note,
-        )
+        if self._shares():
+            _log.info(
+                "the limits that were pushed to the fleet hold here",
+                event="limits.push_taken",
+                version=pushed.version,
+                author=pushed.author,
+                note=pushed.note,
+            )
         # Not waited for: a disk that hangs keeps no node from the next version.
         self._pool.call(self._kept.write, pushed).addErrback(_not_kept)
 

@@ -126,3 +126,14 @@ def test_a_node_that_shares_no_limits_keeps_those_of_its_file(tmp_path: Path, va
         (node,) = fleet.nodes
         assert node.ctl("limits", "push", write(tmp_path / "two.toml", TWO), "--yes").returncode == 0
         assert "per-address" not in names(node)
+        (this,) = node.ask("nodes")["nodes"]
+        assert this["limits_version"] == 0
+        history = node.ask("limits", "history")
+        assert (history["version"], history["running"]) == (1, 0)
+        assert [version["in_force"] for version in history["versions"]] == [False]
+        assert "this node runs the limits of its own file" in node.ctl("limits", "history").stderr
+        assert node.records("limits.push_taken") == []
+        node.configure("")
+        assert node.ctl("reload").returncode == 0
+        assert "per-address" in names(node)
+        assert node.ask("limits", "history")["running"] == 1
