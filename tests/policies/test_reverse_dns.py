@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from elemta.policies.reverse_dns import ReverseDnsPlugin, ReverseDnsResult
-from elemta.policy import CONTINUE, NULL_MX, Defer, MailExchanger, Reject, ResolverTrouble
+from elemta.policy import CONTINUE, NULL_MX, Defer, MailExchanger, Reject, ResolverTrouble, Stage
 from elemta.policy.testing import PolicyTester, Zone
 
 TROUBLE = ResolverTrouble("no answer")
@@ -81,6 +82,40 @@ def test_what_is_there_passes(require):
 def test_a_domain_with_an_exchanger_only_is_known():
     zone = {"addresses_of": {}, "exchangers_of": {"example.org": [MailExchanger(10, "mx.example.org")]}}
     assert ask(policy(["sender_domain"], **zone)) == CONTINUE
+
+
+class SilentZone(Zone):
+    """Answers for no address before it is let go; keeps what was asked."""
+
+    def __init__(self, **records):
+        super().__init__(**records)
+        self.asked = []
+        self.waiting = Deferred()
+
+    async def addresses(self, host, *, timeout=None):
+        self.asked.append(host)
+        mine = Deferred()
+        self.waiting.addCallback(lambda _: mine.callback(None))
+        await mine
+        return await super().addresses(host)
+
+
+@pytest.mark.parametrize("last", [["192.0.2.1"], ["192.0.2.2"], TROUBLE])
+def test_all_names_of_a_client_are_looked_up_at_once(last):
+    names = [f"n{number}.example.org" for number in range(12)]
+    known = {"n3.example.org": TROUBLE, "n9.example.org": last, "n11.example.org": ["192.0.2.1"]}
+    zone = SilentZone(names_of={"192.0.2.1": names}, addresses_of=known)
+    asked = PolicyTester(ReverseDnsPlugin(), resolver=zone)
+    asked.helo("[192.0.2.1]")
+    asked.transaction  # noqa: B018 - begins one
+    answer = asked.ask(Stage.MAIL)
+    # So a dead zone of many of them takes the time of one wait.
+    assert zone.asked[:10] == names[:10]
+    assert set(zone.asked[10:]) == {"example.org"}
+    zone.waiting.callback(None)
+    assert answer.result == CONTINUE
+    found = asked.transaction.results.get(ReverseDnsResult)
+    assert found.fcrdns is (True if last == ["192.0.2.1"] else None)
 
 
 @pytest.mark.parametrize(
