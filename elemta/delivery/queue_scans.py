@@ -27,7 +27,9 @@ _LIST_DESTINATIONS_EVERY = 300.0
 class DestinationScan:
     """Learns which destinations there are; from then on every change is reported.
 
-    ``listed`` is called after each whole listing. It ends early once ``runs`` says no.
+    ``listed`` is called after each whole listing. It ends early once ``runs`` says no. What waits for more
+    than ``longest_wait`` seconds at the first listing waits no longer: the clock was ahead when that was
+    decided.
     """
 
     def __init__(
@@ -36,8 +38,11 @@ class DestinationScan:
         destinations: Destinations,
         runs: Callable[[], bool],
         listed: Callable[[], None],
+        *,
+        longest_wait: float = inf,
     ) -> None:
         self._queue = queue
+        self._longest_wait = longest_wait
         self._destinations = destinations
         self._runs = runs
         self._listed = listed
@@ -57,6 +62,7 @@ class DestinationScan:
 
     async def _list(self, now: float) -> None:
         after: str | None = None
+        latest = now + self._longest_wait if self._listed_at == -inf else inf
         while self._runs():
             destinations = await self._queue.destinations(after, _DESTINATIONS_AT_ONCE)
             if not self._runs():
@@ -64,6 +70,8 @@ class DestinationScan:
             for name, due in destinations:
                 if due is not None:
                     self._destinations.due_at(name, due)
+                    if due > latest:
+                        self._destinations.probe(name, now, due + self._longest_wait)
             if len(destinations) < _DESTINATIONS_AT_ONCE:
                 break
             after = destinations[-1][0]

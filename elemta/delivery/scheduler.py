@@ -105,7 +105,13 @@ class DeliveryScheduler(Service):
         )
         outages = shared_outages(self._time, self._destinations, host, self._look_soon)
         self._judge = DestinationJudge(self._time, self._destinations, self._early_probes, settings, outages)
-        self._listing = DestinationScan(queue, self._destinations, lambda: bool(self.running), self._listed)
+        self._listing = DestinationScan(
+            queue,
+            self._destinations,
+            lambda: bool(self.running),
+            self._listed,
+            longest_wait=settings.retries.longest_wait,
+        )
         self._age_scan = AgeScan(
             runtime.reactor,
             self._time,

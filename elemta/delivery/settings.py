@@ -42,6 +42,11 @@ class Retries:
             return None
         return min(self.after_failures(attempts, now), end)
 
+    @property
+    def longest_wait(self) -> float:
+        """The longest that any message waits for its next attempt."""
+        return max(self.delays) * (1.0 + self.jitter)
+
     def after_failures(self, failures: int, now: float) -> float:
         """When to try again what failed so many times in a row."""
         delay = self.delays[min(max(failures, 1), len(self.delays)) - 1]

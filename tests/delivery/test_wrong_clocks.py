@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from elemta.delivery import Retries
-from tests.support.simulated import GREYLISTED, SILENT, Answer, Simulation
+from elemta.spool import MessageState
+from tests.support.simulated import GOOD, GREYLISTED, SILENT, Answer, Simulation
 
 WARNED, EXPIRED = 300.0, 600.0
 # An attempt may be under way, and the queue is walked every 5 s.
@@ -84,3 +86,41 @@ def test_a_clock_that_is_ahead_for_an_hour_is_right(simulation: Simulation, step
     simulation.step = step
     simulation.run(3700.0)
     assert has_its_time(simulation)
+
+
+@pytest.mark.parametrize("ahead", [3600.0, 30 * DAY])
+@pytest.mark.parametrize("answer", [GOOD, GREYLISTED], ids=["good", "deferred"])
+def test_what_was_deferred_by_a_clock_that_was_ahead_is_tried_after_the_next_start(
+    answer: Answer, ahead: float
+) -> None:
+    simulation = Simulation(lambda destination, now: answer, retries=Retries((60.0,), 100 * DAY, jitter=0.0))
+    for number in range(40):
+        queue_id = simulation.send(f"hop{number % 2}.example", tell=False)
+        message = simulation.queue.find(queue_id)
+        assert message is not None
+        due = simulation.clock.seconds() + ahead + number
+        simulation.queue.put(replace(message, state=MessageState.DEFERRED, next_attempt_at=due, attempts=1))
+    simulation.start()
+    simulation.run(90.0)
+    tried = [queue_id for _, _, queue_id in simulation.attempts]
+    assert len(set(tried)) == 40
+    if answer is GOOD:
+        assert len(tried) == 40
+    else:
+        # Then they wait as always.
+        assert len(tried) <= 80
+    simulation.stop()
+
+
+def test_what_waits_for_a_usual_time_at_the_start_is_not_tried_before_it() -> None:
+    simulation = Simulation(lambda destination, now: GOOD, retries=Retries((60.0, 600.0), jitter=0.1))
+    message = simulation.queue.find(simulation.send("hop.example", tell=False))
+    assert message is not None
+    due = simulation.clock.seconds() + 650.0
+    simulation.queue.put(replace(message, state=MessageState.DEFERRED, next_attempt_at=due, attempts=2))
+    simulation.start()
+    simulation.run(640.0)
+    assert simulation.attempts == []
+    simulation.run(20.0)
+    assert len(simulation.attempts) == 1
+    simulation.stop()
