@@ -17,6 +17,11 @@ def is_ip_address(text: str) -> bool:
     return True
 
 
+def with_port(host: str, port: int) -> str:
+    """``host:port``, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def unmapped(address: IPAddress) -> IPAddress:
     """The address, but an IPv4-mapped one (RFC 4291 §2.5.5.2) as IPv4."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None

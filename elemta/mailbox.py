@@ -55,7 +55,7 @@ def _canonical_literal(literal: str) -> str:
 
 
 def folded_local(local: str) -> str:
-    """A local-part of a local domain in the one form of all spellings of it: case does not matter here."""
+    """A local-part of a local domain, or a user name, in one form: its case does not matter."""
     return local.lower() if local.isascii() else unicodedata.normalize("NFC", local.lower())
 
 

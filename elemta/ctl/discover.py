@@ -14,7 +14,7 @@ from elemta.config import Config, SubmissionConfig, load
 from elemta.config.choices import ListenerTLS, Role
 from elemta.ctl.context import CONFIG_VARIABLE, DEFAULT_CONFIG
 from elemta.errors import ConfigError
-from elemta.ip import is_ip_address
+from elemta.ip import is_ip_address, with_port
 
 _MAILNAME: Final = Path("/etc/mailname")
 _TCP: Final = re.compile(r"tcp6?:(?:port=)?([0-9]+)(?::|$)")
@@ -30,7 +30,7 @@ class ServerEndpoint:
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return with_port(self.host, self.port)
 
 
 USUAL: Final = (ServerEndpoint("127.0.0.1", 25), ServerEndpoint("127.0.0.1", 2525))

@@ -24,7 +24,7 @@ from elemta.delivery.outbound_tls import OutboundTLS
 from elemta.delivery.outgoing_content import Read
 from elemta.delivery.settings import DeliverySettings
 from elemta.dns.system_names import AddressResolver, SystemNames
-from elemta.ip import IPAddress
+from elemta.ip import IPAddress, with_port
 from elemta.smtp.client import ClientSettings
 
 _MOST_REMEMBERED = 4096
@@ -185,7 +185,6 @@ def place_of(candidate: Candidate) -> Place:
 
 
 def _reached(candidate: Candidate, address: IPAddress) -> str:
-    host = f"[{address}]" if address.version == 6 else str(address)
     if candidate.host == str(address):
-        return f"{host}:{candidate.port}"
+        return with_port(candidate.host, candidate.port)
     return f"{candidate.host}[{address}]:{candidate.port}"

@@ -28,7 +28,7 @@ from elemta.delivery.transport import ConfiguredRoute, transport_of
 from elemta.domains import Domains, canonical_domain
 from elemta.envelope import Recipient
 from elemta.errors import ConfigError, Fault, FaultCollector
-from elemta.ip import IPNetwork
+from elemta.ip import IPNetwork, with_port
 from elemta.policy.route_choice import RouteChoice
 from elemta.smtp.sasl import Credentials
 
@@ -239,7 +239,7 @@ class NextHopRoute(Route):
         """The server as the configuration names it."""
         if self.path:
             return self.path
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return with_port(self.host, self.port)
 
 
 class RouteTable:

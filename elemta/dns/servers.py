@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from elemta.dns.system_file import SystemFile
-from elemta.ip import is_ip_address
+from elemta.ip import is_ip_address, with_port
 
 RESOLV_CONF = "/etc/resolv.conf"
 PORT = 53
@@ -25,7 +25,7 @@ class Nameserver:
     def __str__(self) -> str:
         if self.port == PORT:
             return self.address
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return with_port(self.address, self.port)
 
 
 class Nameservers:

@@ -8,7 +8,6 @@ which no plain identity contains, and the parts of a combination are joined with
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b
@@ -17,6 +16,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from elemta.address import Address
 from elemta.domains import canonical_domain
 from elemta.ip import IPAddress, IPNetwork, unmapped, unmapped_network
+from elemta.mailbox import folded_address, folded_local
 
 LONGEST = 64
 EVERYONE = "*"
@@ -47,7 +47,7 @@ def address_identity(address: Address) -> str:
     """A mail address; the null reverse-path is ``<>``."""
     if not address:
         return _NULL_SENDER
-    return safe(f"{_lowered(address.local)}@{canonical_domain(address.domain)}")
+    return safe(folded_address(address.local, address.domain))
 
 
 def null_sender_identity(recipient: Address) -> str:
@@ -70,7 +70,7 @@ def host_identity(name: str) -> str:
 
 def name_identity(name: str) -> str:
     """A user name or the name of a listener."""
-    return safe(_lowered(name))
+    return safe(folded_local(name))
 
 
 def safe(text: str) -> str:
@@ -145,7 +145,3 @@ def _value_identities(entry: str) -> set[str]:
 
 def _v6_network(ip: IPv6Address) -> str:
     return f"{IPv6Address(int(ip) >> _V6_HOST_BITS << _V6_HOST_BITS)}/{_V6_HOST_BITS}"
-
-
-def _lowered(text: str) -> str:
-    return text.lower() if text.isascii() else unicodedata.normalize("NFC", text.lower())

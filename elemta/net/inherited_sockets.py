@@ -15,6 +15,8 @@ from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromSt
 from twisted.internet.interfaces import IReactorCore
 from twisted.logger import Logger
 
+from elemta.ip import with_port
+
 _log = Logger()
 
 _WILDCARDS: Mapping[int, str] = {
@@ -111,5 +113,5 @@ def warn_of_unused(unused: Iterable[InheritedSocket]) -> None:
         _log.warn(
             "systemd opened a port that no listener serves, so its clients wait in vain",
             event="listener.socket_unused",
-            address=f"[{each.host}]:{each.port}" if ":" in each.host else f"{each.host}:{each.port}",
+            address=with_port(each.host, each.port),
         )

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from elemta.config.endpoint import systemd_index, tcp_endpoint
 from elemta.errors import ListenFailed
+from elemta.ip import with_port
 from elemta.net.handed_sockets import descriptor_of, listen_at
 from elemta.net.inherited_sockets import InheritedSocket, inherited_sockets, sockets_for, warn_of_unused
 
@@ -157,7 +158,7 @@ def take_inherited_sockets(listeners: Sequence[Listener], reactor: IReactorCore)
 def _address(port: IListeningPort) -> str:
     host = port.getHost()
     if isinstance(host, (IPv4Address, IPv6Address)):
-        return f"[{host.host}]:{host.port}" if isinstance(host, IPv6Address) else f"{host.host}:{host.port}"
+        return with_port(host.host, host.port)
     name = getattr(host, "name", None)
     return os.fsdecode(name) if isinstance(name, (bytes, str)) else str(host)
 

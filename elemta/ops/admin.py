@@ -27,6 +27,7 @@ from elemta.auth.roles import AccessRole, Caller
 from elemta.ops.admin_calls import MAX_BODY, CallTable
 from elemta.ops.admin_errors import AdminRefusal, refusal_of
 from elemta.ops.admin_json import Json, to_json
+from elemta.ops.http import NamelessRequest
 
 _log = Logger()
 
@@ -41,7 +42,7 @@ Identify = Callable[["AdminRequest"], Awaitable[Caller]]
 """The peer that makes a request. Raises :class:`~elemta.ops.admin_errors.AdminRefusal`."""
 
 
-class AdminRequest(Request):
+class AdminRequest(NamelessRequest):
     """A request with a bounded body, which is kept apart from Twisted's: it reads no form in it.
 
     A client whose body is larger than ``max_body`` octets is disconnected.
@@ -86,10 +87,6 @@ class AdminRequest(Request):
         """
         values = self.requestHeaders.getRawHeaders(name)
         return values[-1].decode("latin-1") if values else None
-
-    def render(self, resrc: Resource) -> None:
-        self.responseHeaders.removeHeader(b"server")
-        Request.render(self, resrc)
 
 
 class AdminResource(Resource):

@@ -25,15 +25,19 @@ IDLE_TIMEOUT = 60
 Ready = Callable[[], Sequence[str]]
 
 
-class BodilessRequest(Request):
-    """A request whose answer names no software and whose own body is discarded as it comes."""
-
-    def handleContentChunk(self, data: bytes) -> None:
-        pass
+class NamelessRequest(Request):
+    """A request whose answer names no software."""
 
     def render(self, resrc: Resource) -> None:
         self.responseHeaders.removeHeader(b"server")
         Request.render(self, resrc)
+
+
+class BodilessRequest(NamelessRequest):
+    """One whose own body is discarded as it comes."""
+
+    def handleContentChunk(self, data: bytes) -> None:
+        pass
 
 
 def as_asked(request: Request, body: bytes) -> bytes:

@@ -15,6 +15,8 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.interfaces import IStreamClientEndpoint
 
+from elemta.ip import with_port
+
 if TYPE_CHECKING:
     from elemta.valkey.tls_handshake import ValkeyHandshake
 
@@ -34,7 +36,7 @@ class ServerAddress:
     def __str__(self) -> str:
         if self.path:
             return self.path
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return with_port(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)
