@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.certificates import make_certificate
+from tests.support.certificates import make_certificate, unproved_tls
 from tests.support.daemon import Daemon
 from tests.support.wire import Wire
 
@@ -60,17 +60,10 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def client_context() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 def client_hello() -> bytes:
     """The first octets of a real handshake."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    handshake = client_context().wrap_bio(incoming, outgoing)
+    handshake = unproved_tls().wrap_bio(incoming, outgoing)
     with contextlib.suppress(ssl.SSLWantReadError):
         handshake.do_handshake()
     return outgoing.read()
@@ -125,7 +118,7 @@ def test_a_client_may_reset_at_any_stage_of_tls(node: Daemon, listener: str, sta
     elif stage == 2:
         sock.sendall(hello)
     elif stage >= 3:
-        sock = client_context().wrap_socket(sock)
+        sock = unproved_tls().wrap_socket(sock)
         if stage == 4:
             sock.sendall(b"EHLO client.test\r\n" + ENVELOPE[:20])
         elif stage == 5:
@@ -192,7 +185,7 @@ def test_a_client_that_never_reads_is_not_read_from_and_then_gets_every_reply(
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.connect(("127.0.0.1", node.port_of(listener)))
-    with contextlib.closing(client_context().wrap_socket(raw) if listener == "tls" else raw) as sock:
+    with contextlib.closing(unproved_tls().wrap_socket(raw) if listener == "tls" else raw) as sock:
         sock.settimeout(1.0)
         time.sleep(0.1)
         sock.sendall(b"EHLO client.test\r\nMAIL FROM:<a@client.test>\r\n")
@@ -259,7 +252,7 @@ class TLSBehindHeader:
         self._sock = sock
         self._header = header
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = client_context().wrap_bio(self._incoming, self._outgoing)
+        self._tls = unproved_tls().wrap_bio(self._incoming, self._outgoing)
 
     def _do(self, call: Callable[..., Any], *arguments: object) -> Any:
         while True:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import smtplib
 import socketserver
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from elemta.config import Config, load
 from tests.interop.programs import free_port, wait_until
 from tests.interop.sink import Sink
-from tests.support.certificates import make_certificate
+from tests.support.certificates import make_certificate, unproved_tls
 from tests.support.daemon import Daemon
 
 MakeDaemon = Callable[..., Daemon]
@@ -105,13 +104,6 @@ def node(make_daemon: MakeDaemon, name: str, text: str, **options: Any) -> Daemo
     return daemon
 
 
-def unproved() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 def test_the_page_has_the_recipes_that_it_promises() -> None:
     assert sorted(RECIPES) == ["backup-mx", "edge", "smarthost", "submission"]
 
@@ -160,14 +152,14 @@ def test_the_submission_server_takes_mail_of_its_users_and_brings_it_home_and_ab
 ) -> None:
     daemon, world, store = submission
     with daemon.client("submission") as client:
-        client.starttls(context=unproved())
+        client.starttls(context=unproved_tls())
         with pytest.raises(smtplib.SMTPSenderRefused) as refused:
             client.sendmail("mallory@example.org", ["bob@far.example"], CONTENT)
         assert refused.value.smtp_code == 530
         client.login("alice", "correct horse")
         client.sendmail("alice@example.org", ["bob@far.example", "carol@example.org"], CONTENT)
     with smtplib.SMTP_SSL(
-        "127.0.0.1", daemon.port_of("submissions"), context=unproved(), timeout=90
+        "127.0.0.1", daemon.port_of("submissions"), context=unproved_tls(), timeout=90
     ) as client:
         client.login("alice", "correct horse")
         client.sendmail("alice@example.org", ["dave@far.example"], CONTENT)
@@ -276,7 +268,7 @@ def test_the_edge_hands_on_by_lmtp_and_each_recipient_has_its_own_answer(
         )
         edge = node(make_daemon, "edge", text).start()
         with edge.client() as client:
-            client.starttls(context=unproved())
+            client.starttls(context=unproved_tls())
             three = ["bob@example.org", "full@example.org", "gone@example.net"]
             client.sendmail("alice@far.example", three, CONTENT)
         for address, status in zip(three, ("delivered", "deferred", "failed"), strict=True):

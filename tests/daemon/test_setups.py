@@ -24,11 +24,11 @@ import dkim
 import pytest
 
 from elemta.config import Config, load
-from tests.daemon.test_relaying import CONTENT, OWN_PLACES, Store, unproved
+from tests.daemon.test_relaying import CONTENT, OWN_PLACES, Store
 from tests.interop.programs import wait_until
 from tests.interop.sink import Sink
 from tests.mailout.network import Host, Network
-from tests.support.certificates import make_certificate
+from tests.support.certificates import make_certificate, unproved_tls
 from tests.support.daemon import Daemon
 from tests.support.nameservers import Nsd
 
@@ -248,7 +248,7 @@ def test_the_submission_server_takes_mail_of_a_user_and_brings_it_on(tmp_path: P
         daemon.start()
         try:
             with daemon.client("submission") as client:
-                client.starttls(context=unproved())
+                client.starttls(context=unproved_tls())
                 with pytest.raises(smtplib.SMTPSenderRefused):
                     client.sendmail("alice@example.org", ["bob@far.example"], CONTENT)
                 client.login("alice", "correct horse")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import smtplib
-import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop.programs import program
-from tests.support.certificates import CertificateFiles, make_certificate
+from tests.support.certificates import CertificateFiles, make_certificate, unproved_tls
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.servers
@@ -237,13 +236,6 @@ def test_msmtp_tells_its_user_why_a_recipient_was_refused(msmtp: Msmtp) -> None:
 # smtplib
 
 
-def _context() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 def test_smtplib_sends_an_internationalised_message(node: Node) -> None:
     message = EmailMessage()
     message["From"] = "böb@client.test"
@@ -275,7 +267,7 @@ def test_smtplib_submits_a_message_with_attachments_over_tls(node: Node) -> None
     message.add_attachment(bytes(range(256)) * 4000, maintype="application", subtype="octet-stream")
     message.set_boundary("boundary")
     port = node.daemon.port_of("submissions")
-    with smtplib.SMTP_SSL("127.0.0.1", port, context=_context(), timeout=90) as client:
+    with smtplib.SMTP_SSL("127.0.0.1", port, context=unproved_tls(), timeout=90) as client:
         client.login("alice", "correct horse")
         client.send_message(message)
     arrived = node.arrived("attached")
@@ -285,7 +277,7 @@ def test_smtplib_submits_a_message_with_attachments_over_tls(node: Node) -> None
 
 def test_smtplib_sends_many_messages_over_one_connection(node: Node) -> None:
     with node.daemon.client() as client:
-        client.starttls(context=_context())
+        client.starttls(context=unproved_tls())
         for number in range(30):
             client.sendmail("a@client.test", ["again@example.test"], f"Subject: {number}\r\n\r\nx\r\n")
         client.rset()

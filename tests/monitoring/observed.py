@@ -7,7 +7,6 @@ import json
 import re
 import smtplib
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from typing import Any, Self
 
 from tests.cluster.fleet import Fleet
 from tests.interop.programs import Server, free_port, program
-from tests.support.certificates import make_certificate
+from tests.support.certificates import make_certificate, unproved_tls
 from tests.support.daemon import Daemon
 
 MONITORING = Path(__file__).parents[2] / "monitoring"
@@ -150,7 +149,7 @@ class Bustle:
             "127.0.0.1", port, local_hostname="client.test", timeout=10, source_address=(client, 0)
         ) as smtp:
             if number % 3 == 0:
-                smtp.starttls(context=_trusting())
+                smtp.starttls(context=unproved_tls())
             for domain in ("example.test", "hop.test", "down.test"):
                 sender = f"s{number // 9}@client.test" if number % 2 else "busy@client.test"
                 with contextlib.suppress(smtplib.SMTPResponseException, smtplib.SMTPRecipientsRefused):
@@ -159,7 +158,7 @@ class Bustle:
     def _submits(self, number: int, _port: int) -> None:
         port = self._fleet.nodes[number % len(self._fleet.nodes)].port_of("submission")
         with smtplib.SMTP("127.0.0.1", port, local_hostname="client.test", timeout=10) as smtp:
-            smtp.starttls(context=_trusting())
+            smtp.starttls(context=unproved_tls())
             smtp.login("alice", PASSWORD if number % 2 else "wrong")
         self._over.wait(0.2)
 
@@ -170,13 +169,6 @@ class Bustle:
                 stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
             self._over.wait(0.1)
         self._over.wait(1.0)
-
-
-def _trusting() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 class Prometheus:

@@ -27,7 +27,7 @@ from elemta.smtp.events import (
     TransactionEnded,
 )
 from elemta.smtp.reply import Reply
-from tests.smtp.transcript import TLS, Conversation
+from tests.smtp.transcript import TLS, Conversation, in_pieces
 
 PIECES = [
     b"EHLO x\r\n",
@@ -134,16 +134,9 @@ def check_order(told: Conversation) -> None:
 def test_no_conversation_breaks_the_rules(
     pieces: list[bytes], noes: list[int], sizes: list[int], late: bool, normalize: bool
 ) -> None:
-    def cut(data: bytes):
-        at = turn = 0
-        while at < len(data):
-            size = sizes[turn % len(sizes)]
-            yield data[at : at + size]
-            at, turn = at + size, turn + 1
-
     told = Conversation.begin(
         Answers(noes),
-        cut,
+        in_pieces(sizes),
         late,
         normalize_newlines=normalize,
         strict=len(pieces) % 4 == 0,

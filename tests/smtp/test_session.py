@@ -38,6 +38,7 @@ from tests.smtp.transcript import (
     SENDER,
     Conversation,
     converse,
+    in_pieces,
     play,
     proceed,
 )
@@ -628,14 +629,7 @@ SCRIPTS = [ONE_MESSAGE, SMALL_COMMANDS, SEQUENCE, BAD_SYNTAX, UTF8]
 
 @given(st.sampled_from(SCRIPTS), st.lists(st.integers(1, 40), min_size=1, max_size=8), st.booleans())
 def test_how_the_input_is_cut_changes_nothing(script: str, sizes: list[int], late: bool) -> None:
-    def cut(data: bytes):
-        at = turn = 0
-        while at < len(data):
-            size = sizes[turn % len(sizes)]
-            yield data[at : at + size]
-            at, turn = at + size, turn + 1
-
     strict = script == BAD_SYNTAX
     expected = play(script, Conversation.begin(strict=strict)).facts_told()
-    cut_up = Conversation.begin(splitting=cut, late=late, strict=strict)
+    cut_up = Conversation.begin(splitting=in_pieces(sizes), late=late, strict=strict)
     assert play(script, cut_up).facts_told() == expected

@@ -8,7 +8,7 @@ Client lines that follow each other are pipelined: they are sent as one piece.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
@@ -70,6 +70,19 @@ def whole(data: bytes) -> Iterator[bytes]:
 def byte_by_byte(data: bytes) -> Iterator[bytes]:
     for at in range(len(data)):
         yield data[at : at + 1]
+
+
+def in_pieces(sizes: Sequence[int]) -> Splitting:
+    """Pieces of these sizes, again and again."""
+
+    def cut(data: bytes) -> Iterator[bytes]:
+        at = turn = 0
+        while at < len(data):
+            size = sizes[turn % len(sizes)]
+            yield data[at : at + size]
+            at, turn = at + size, turn + 1
+
+    return cut
 
 
 @dataclass

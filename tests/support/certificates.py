@@ -1,8 +1,9 @@
-"""Self-signed certificates, made for a test."""
+"""Self-signed certificates, made for a test, and clients that take them."""
 
 from __future__ import annotations
 
 import datetime
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,3 +60,11 @@ def make_certificate(
         )
     )
     return files
+
+
+def unproved_tls() -> ssl.SSLContext:
+    """TLS of a client that takes any certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
