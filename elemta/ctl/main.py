@@ -339,7 +339,9 @@ def _add_overrides(commands: Any) -> None:
     made.add_argument("limit", metavar="NAME", help="the limit")
     made.add_argument("id", metavar="ID", help="an identity as in limits show, or a network of addresses")
     made.add_argument("--exempt", action="store_true", help="the limit does not count it at all")
-    made.add_argument("--rates", nargs="+", default=[], metavar="RATE", help="such as 500/1m 5000/1h")
+    made.add_argument(
+        "--rates", nargs="+", action="extend", default=[], metavar="RATE", help="such as 500/1m 5000/1h"
+    )
     made.add_argument("--for", dest="duration", metavar="DURATION", help="such as 1h")
     made.add_argument("--note", metavar="TEXT", help="why, for other operators")
     made.add_argument("--remove", action="store_true", help="end it now")

@@ -45,6 +45,16 @@ async def test_no_identity_is_cut_however_narrow_the_terminal(daemon: Daemon, mo
         assert text in out
 
 
+@pytest.mark.parametrize(
+    "rates",
+    [("--rates", "5/1m", "50/1h"), ("--rates", "5/1m", "--rates", "50/1h"), ("--rates", "5/1m,50/1h")],
+)
+@ensureDeferred
+async def test_all_rates_that_are_given_hold(daemon: Daemon, rates: tuple[str, ...]) -> None:
+    code, out, _ = await daemon.ctl("limits", "override", "ip", "192.0.2.1", *rates, "--for", "1h")
+    assert (code, out) == (0, "ip: 192.0.2.1 5/1m 50/1h for 1h\n")
+
+
 @ensureDeferred
 async def test_an_exempt_network_is_shown_as_such_for_each_of_its_addresses(daemon: Daemon) -> None:
     daemon.overseen.connect("10.1.2.3", 2)
