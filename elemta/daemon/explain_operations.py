@@ -39,7 +39,10 @@ class NothingToExplain:
 
 def no_listener(name: str, known: Iterable[str]) -> AdminRefusal:
     """There is no listener of this name."""
-    names = ", ".join(known) or "none"
+    names = ", ".join(known)
+    if not names:
+        problem = "there is no listener, and so no conversation to explain"
+        return AdminRefusal(HTTPStatus.NOT_FOUND, problem, "limits show ID says how full limits are")
     return AdminRefusal(HTTPStatus.NOT_FOUND, f"there is no listener {name!r}", f"known: {names}")
 
 

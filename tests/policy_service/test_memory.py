@@ -116,7 +116,7 @@ def test_it_says_what_it_can_not_do_and_what_needs_a_restart(tmp_path: Path) -> 
         assert done.returncode != 0
         assert "no listener" in done.stdout + done.stderr
         done = daemon.ctl("explain", "--ip", "192.0.2.1", check=False)
-        assert "there is no listener" in done.stdout + done.stderr
+        assert "there is no listener, and so no conversation to explain" in done.stdout + done.stderr
         daemon.ctl("destinations", "list")
         daemon.ctl("queue", "list")
         text = daemon.config.read_text()
