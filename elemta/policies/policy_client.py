@@ -237,7 +237,7 @@ def parse_answer(text: str) -> str:
     for line in text.split("\n"):
         name, equals, value = line.partition("=")
         if equals and name.strip() == "action" and value.strip():
-            return value.strip()
+            return value.strip().replace("\t", " ")
     raise BackendError("the policy daemon's answer has no action")
 
 

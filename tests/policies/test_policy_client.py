@@ -53,6 +53,8 @@ def test_the_daemon_is_asked_at_each_recipient_and_at_the_end_with_the_same_inst
         ("REJECT 5.7.23 no such luck", Reject("no such luck", code=554, enhanced="5.7.23")),
         ("DEFER_IF_PERMIT 4.7.1 slow down", Defer("slow down", code=450, enhanced="4.7.1")),
         ("DEFER", Defer("Try again later", code=450, enhanced="4.7.1")),
+        ("DEFER\t4.3.0\tlater", Defer("later", code=450, enhanced="4.3.0")),
+        ("550\tnot you", Reject("not you", code=550, enhanced="5.7.1")),
         ("550 5.1.1 unknown", Reject("unknown", code=550, enhanced="5.1.1")),
         ("451 later", Defer("later", code=451, enhanced="4.7.1")),
         ("421 4.3.2 going down", Disconnect("going down", code=421, enhanced="4.3.2")),

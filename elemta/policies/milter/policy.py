@@ -56,6 +56,8 @@ BLOCK = 256 * 1024
 MAX_HEADER = 1024 * 1024
 """Octets of a header. A longer one is refused."""
 IN_MEMORY = 1024 * 1024
+MAX_REPLY_LINES = 32  # as smfi_setmlreply has it
+MAX_REPLY_LINE = 400  # characters
 _DISCARDED = "discarded"
 _ENHANCED = r"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?=\s|$)"
 _REPLY = re.compile(rf"([45][0-9][0-9])(?:[ -]|$)({_ENHANCED})?")
@@ -295,7 +297,7 @@ def _found(addresses: Collection[str], wanted: str) -> str | None:
 
 
 def reply_verdict(reply: str) -> Verdict:
-    """The verdict of a reply in a milter's words, such as "550 5.7.1 text"; its lines are joined."""
+    """The verdict of a reply in a milter's words, such as "550 5.7.1 text", with its lines."""
     match = _REPLY.match(reply)
     if match is None:
         raise BackendError(f"the milter's reply can't be used: {reply[:80]!r}")
@@ -303,7 +305,7 @@ def reply_verdict(reply: str) -> Verdict:
     code, enhanced = int(match[1] if match[1][1] <= "5" else f"{match[1][0]}50"), match[2]
     # smfi_setreply: a percent sign is written twice.
     lines = [_REPLY_LINE.sub("", line).replace("%%", "%") for line in re.split(r"\r?\n", reply) if line]
-    words = "".join(char if char.isprintable() else "?" for char in " ".join(lines))[:400].strip()
+    words = "\n".join(_printable(line)[:MAX_REPLY_LINE] for line in lines[:MAX_REPLY_LINES]).strip()
     if enhanced is None or enhanced[0] != str(code)[0]:
         enhanced = f"{str(code)[0]}.7.1"
     if code == 421:
@@ -311,6 +313,10 @@ def reply_verdict(reply: str) -> Verdict:
     if code < 500:
         return Defer(words or "Try again later", code=code, enhanced=enhanced)
     return Reject(words or "The mail was refused", code=code, enhanced=enhanced)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text).strip()
 
 
 def read_fields(file: BinaryIO) -> list[tuple[bytes, bytes]]:
