@@ -30,6 +30,7 @@ from elemta.daemon.spool_operations import SpoolOperations
 from elemta.daemon.trace_operations import TraceOperations
 from elemta.deferred_value import value_of
 from elemta.errors import Fault, SpoolError
+from elemta.message.notice import NoticeSettings
 from elemta.net.listeners import Listener
 from elemta.ops.admin_calls import CallTable, route
 from elemta.ops.admin_errors import AdminRefusal
@@ -47,7 +48,6 @@ def admin_calls(daemon: Elemta, adoptions: AdoptionRegistry) -> CallTable:
     async def give_up(queue_id: str) -> ReturnedMessage:
         spool = await adoptions.queue.of(queue_id)
         from elemta.delivery.notices import return_to_sender  # noqa: PLC0415 - only where there is mail
-        from elemta.message.notice import NoticeSettings  # noqa: PLC0415
 
         settings = NoticeSettings.from_config(daemon.components.config, daemon.components.domains)
         return await return_to_sender(spool, queue_id, settings, daemon.shared.runtime.wall)

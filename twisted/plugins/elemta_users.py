@@ -34,7 +34,7 @@ class UsersCheckerFactory:
 
     def generateCheckerWith(self, argstring: str, runtime: ProcessRuntime) -> ICredentialsChecker:
         """The same with the clock and the randomness of the application."""
-        from elemta.auth.checker import UsersChecker  # noqa: PLC0415
+        from elemta.auth.checker import UsersChecker  # noqa: PLC0415 - as above
 
         if not argstring.strip():
             raise InvalidAuthArgumentString("elemta-users needs a path: elemta-users:/etc/elemta/users")
