@@ -181,7 +181,8 @@ class FleetCalls(CallTable):
         answers = [self._read(path, each) for each in await ask_each(asked, self._clock)]
         self._silent.note(answers)
         too_many = [PeerAnswer(name, problem="not asked") for name in self._known[MOST_NODES:]]
-        return [*answers, *too_many, *map(self._vanished, self._gone)]
+        vanished = map(self._vanished, self._gone) if listing.outlives_node else ()
+        return [*answers, *too_many, *vanished]
 
     async def _look_up(self) -> None:
         """Which nodes live, and which vanished. Raises StoreUnavailable."""

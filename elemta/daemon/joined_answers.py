@@ -35,10 +35,14 @@ class NodeAnswer:
 
 
 class JoinedListing:
-    """How the answers to one call become one: the parameter ``rows`` bounds it, or ``default``."""
+    """How the answers to one call become one: the parameter ``rows`` bounds it, or ``default``.
+
+    ``outlives_node`` is False where a node that vanished has taken its part with it.
+    """
 
     rows: ClassVar[str] = "limit"
     default: ClassVar[int] = 100
+    outlives_node: ClassVar[bool] = True
 
     def query(self, query: Query, _name: str, /, *, own: bool) -> Query | None:
         """What the daemon of this name is asked, where the caller gave ``query``; None for nothing.
@@ -182,11 +186,12 @@ class RefusedOfAll(JoinedListing):
 class LimitsOfAll(JoinedListing):
     """``limits top`` and ``show``: what all count together comes from the daemon that is asked.
 
-    The others are asked for the limits that each counts by itself.
+    The others are asked for the limits that each counts by itself, in its memory.
     """
 
     rows = "count"
     default = 20
+    outlives_node = False
 
     def query(self, query: Query, _name: str, /, *, own: bool) -> Query | None:
         if own:

@@ -211,6 +211,9 @@ def test_nodes_that_do_not_answer_are_named_and_stall_nothing(fleet: Fleet, valk
             lambda: any("vanished" in node["problem"] for node in ask(asked, "find", text="x")["nodes"]),
             "a node that vanished is named",
         )
+        # What it counted by itself is gone with it: nothing is missing of the limits.
+        for answer in (ask(asked, "limits", "top"), ask(asked, "limits", "show", id="192.0.2.1")):
+            assert [node for node in answer["nodes"] if "vanished" in node["problem"]] == []
     finally:
         stopped.signal(signal.SIGCONT)
     until(lambda: answered(ask(asked, "destinations")).get("n1"), "the node that went on answers")
