@@ -175,7 +175,7 @@ def build_components(config: Config, shared: SharedResources) -> Components:
     )
     with faults:
         chain = load_chain(config, services, metrics.policy)
-        _check_timeouts(config, chain)
+        check_timeouts(config, chain)
     with faults:
         mail = _mail(config, shared, domains)
     faults.check()
@@ -211,7 +211,7 @@ def build_at_start(config: Config, shared: SharedResources) -> Components:
         return build_components(config, shared)
 
 
-def _check_timeouts(config: Config, chain: PolicyChain) -> None:
+def check_timeouts(config: Config, chain: PolicyChain) -> None:
     """No limit may take longer than its policy may: that would be a failure of the policy, each time."""
     asking = decision_seconds(config)
     shared = bool(config.resources.valkey_url)

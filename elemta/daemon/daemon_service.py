@@ -25,6 +25,7 @@ from elemta.daemon.membership import Membership
 from elemta.daemon.reload import ConfigReloader, ReloadReport, refused, say_cautions
 from elemta.deferred_value import MaybeDeferred, Steps, run, value_of
 from elemta.errors import ElemtaError, Fault, ListenFailed
+from elemta.limits.push_registry import PushRegistry
 from elemta.ops.log import LogObserver
 from elemta.ops.systemd import Notifier
 
@@ -246,7 +247,11 @@ class DaemonService(Service):
     def _reload(self, text: str | None) -> Steps[ReloadReport]:
         if self.state is DaemonState.STOPPING:
             return refused((Fault(self.config.source, "", "the daemon is stopping"),))
-        return (yield from self._reload_in_turn(text))
+        report = yield from self._reload_in_turn(text)
+        pushed = self.shared.fleet.pushed
+        if not report.faults and isinstance(pushed, PushRegistry):
+            pushed.try_again()
+        return report
 
     def _reload_in_turn(self, text: str | None) -> Steps[ReloadReport]:
         """A reload, while no other changes anything."""

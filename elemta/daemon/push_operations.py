@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated
 
 from twisted.logger import Logger
 
 from elemta.auth.roles import Caller
-from elemta.config import LimitConfig, load_limits
-from elemta.daemon.components import Components
+from elemta.config import Config, LimitConfig, load_limits
+from elemta.daemon.components import Components, check_timeouts
 from elemta.daemon.membership import Membership
 from elemta.deferred_value import value_of
-from elemta.errors import ConfigError
+from elemta.errors import ConfigError, Fault
 from elemta.limits import Rule, rules_from_config
 from elemta.limits.overrides import client_of
 from elemta.limits.push_registry import PushRegistry
@@ -203,7 +203,10 @@ class PushOperations:
         """The limits of a version; those of this node's file where it has none of its own."""
         own = self._components().own_config
         try:
-            return own.limits if pushed.toml is None else load_limits(pushed.toml, SOURCE, own)
+            if pushed.toml is None:
+                return own.limits
+            limits = load_limits(pushed.toml, SOURCE, own)
+            self._check_beside(replace(own, limits=limits))
         except ConfigError as error:
             raise AdminRefusal(
                 HTTPStatus.BAD_REQUEST,
@@ -211,6 +214,18 @@ class PushOperations:
                 "correct the faults and push again",
                 faults=error.faults,
             ) from None
+        return limits
+
+    def _check_beside(self, config: Config) -> None:
+        """Check them with this node's policies, as a start does. Raises ConfigError with the faults."""
+        try:
+            check_timeouts(config, self._components().chain)
+        except ConfigError as error:
+            faults = [
+                Fault(SOURCE, "limit", f"one delays, and here {each.key} {each.problem}", each.hint)
+                for each in error.faults
+            ]
+            raise ConfigError(faults) from None
 
     async def _refused_then(
         self, names: Sequence[str], limits: Sequence[LimitConfig]

@@ -111,6 +111,10 @@ class PushRegistry:
         self._refused(self.in_force, error, None)
         self.in_force = None
 
+    def try_again(self) -> None:
+        """The configuration is another one: try a version that could not be taken at the next look."""
+        self._known = self.in_force
+
     def start(self, apply: Apply, shares: Callable[[], bool] = _always) -> None:
         """Take what the fleet has, from now on. ``shares`` says whether that holds on this node."""
         self._apply, self._shares = apply, shares

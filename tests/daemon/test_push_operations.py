@@ -34,6 +34,7 @@ class Node:
         self.config = replace(load(None, {}), limits=limits)
         self.overrides = Overrides(clock.seconds)
         self.store = LocalStore(clock)
+        self.chain = SimpleNamespace(policies=())
         self.enforce(*limits)
         fleet: Any = SimpleNamespace(store=self.store, pushed=PushRegistry.__new__(PushRegistry))
         components: Any = self

@@ -97,6 +97,11 @@ def test_what_a_node_cannot_take_it_names_and_keeps_its_own(tmp_path: Path, valk
         assert refused.returncode == 78
         assert "limit[1].counts" in refused.stderr
         assert "server: must not be here" in refused.stderr
+        # This node waits for Valkey for so long that a client could not be delayed as well.
+        delays = write(tmp_path / "delays.toml", TWO + 'on_exceed = "delay"\n')
+        refused = node.ctl("limits", "push", delays, "--yes", check=False)
+        assert refused.returncode == 78
+        assert "limit: one delays, and here policy.limits.max_delay is 4 s: must be less" in refused.stderr
         assert node.ctl("limits", "push", write(tmp_path / "two.toml", TWO), "--yes").returncode == 0
 
         # A newer Elemta pushes a key that this one does not know.

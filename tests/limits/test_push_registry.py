@@ -153,6 +153,25 @@ async def test_both_of_two_versions_that_are_refused_leave_what_held(nodes: Node
 
 
 @ensureDeferred
+async def test_what_was_refused_is_tried_again_under_another_configuration_and_not_before(
+    nodes: Nodes,
+) -> None:
+    node, other = await both_at_one(nodes)
+    await push(other, "two", 1)
+    node.look()
+    await node.refuse()
+    await node.quiet()
+    node.look()
+    await node.quiet()
+    assert (node.tried, node.registry.version) == ([1, 2], 1)
+    node.registry.try_again()
+    node.look()
+    await node.take()
+    await node.quiet()
+    assert (node.tried, node.registry.version) == ([1, 2, 2], 2)
+
+
+@ensureDeferred
 async def test_one_of_two_operators_wins_and_the_other_changes_nothing(nodes: Nodes) -> None:
     node, other = await both_at_one(nodes)
     pushes = [
