@@ -17,6 +17,7 @@ MAX_LINES = 20_000
 
 
 # RFC 5322 §4.5: obsolete syntax allows white space between the name and the colon.
+_OBSOLETE = re.compile(rb"^([!-9;-~]+)[ \t]+:", re.MULTILINE)
 _FROM = re.compile(rb"^from[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)", re.IGNORECASE | re.MULTILINE)
 
 
@@ -50,9 +51,9 @@ def from_values(raw: bytes) -> list[bytes]:
 
 
 def fields_of(raw: bytes) -> Header:
-    """The fields of a header; empty where a line is none."""
+    """The fields of a header, without white space before a colon; empty where a line is none."""
     try:
-        fields, _ = dkim.rfc822_parse(raw)
+        fields, _ = dkim.rfc822_parse(_OBSOLETE.sub(rb"\1:", raw))
     except (dkim.DKIMException, IndexError):
         return []  # a line that is no field: nothing in such a header can be signed
     return [(name, value) for name, value in fields]

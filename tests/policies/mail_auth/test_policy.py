@@ -134,6 +134,20 @@ def test_no_form_of_header_carries_a_forged_author_past_dmarc(message, sender):
         assert asked.verdict.enhanced == "5.7.26"
 
 
+@pytest.mark.parametrize("line", [b"X : y\r\n z :\r\n", b"X\t: y\r\n"])
+def test_a_signature_counts_beside_obsolete_syntax(line):
+    asked = Asked(b"A: b\r\n" + line + signed(), {"dmarc": "enforce"}, client_ip="198.51.100.1")
+    assert asked.results.get(DKIMResult).domains == ("example.org",)
+    assert asked.verdict == CONTINUE
+
+
+def test_no_signature_counts_beside_a_line_that_is_no_field():
+    # To some readers what follows is the body, which that signature did not cover.
+    asked = Asked(b"A: b\r\nno field\r\n" + signed(), {"dmarc": "enforce"}, client_ip="198.51.100.1")
+    assert asked.results.get(DKIMResult).signatures == ()
+    assert isinstance(asked.verdict, Reject)
+
+
 class SlowZone(Zone):
     """Answers nothing before it is let go; keeps what was asked meanwhile."""
 
