@@ -103,8 +103,8 @@ class Aliases:
                 self._named_tags.add(tag)
         if self.lines and self.keys.delimiter:
             # With one of these an address may be a mailbox as it stands, and lead elsewhere than with others.
-            named_tags = (self.keys.split_tag(entry.rpartition("@")[0])[1] for entry in self.keys.listed)
-            self._named_tags.update(tag for tag in named_tags if tag)
+            tags = {self.keys.split_tag(entry.rpartition("@")[0])[1] for entry in self.keys.listed}
+            self._named_tags.update({tag for tag in tags if tag})
 
     def __bool__(self) -> bool:
         return bool(self.lines)
