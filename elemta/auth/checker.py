@@ -37,7 +37,7 @@ class AccountsChecker:
     def verify(self, username: str, password: bytes) -> str | None:
         return self._file.verify(username, password)
 
-    def requestAvatarId(self, credentials: IUsernamePassword) -> Deferred[bytes | tuple[()]]:
+    def requestAvatarId(self, credentials: IUsernamePassword) -> Deferred[bytes | tuple[()]]:  # noqa: ARG002
         raise UnauthorizedLogin
 
 

@@ -221,7 +221,7 @@ class DaemonService(Service):
         """Reload at each SIGHUP from now on."""
         signal.signal(signal.SIGHUP, self._hang_up)
 
-    def _hang_up(self, signum: int, frame: FrameType | None) -> None:
+    def _hang_up(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.reactor.callFromThread(self._reload_unwaited)
 
     def _reload_unwaited(self) -> None:

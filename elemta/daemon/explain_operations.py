@@ -33,7 +33,7 @@ class Explaining(Protocol):
 class NothingToExplain:
     """Explains on a daemon that takes no mail."""
 
-    async def explain(self, client: SupposedClient, listener: str | None = None) -> Explanation:
+    async def explain(self, client: SupposedClient, listener: str | None = None) -> Explanation:  # noqa: ARG002
         raise no_listener(listener or "", ())
 
 

@@ -262,7 +262,7 @@ class SingleNode(NoOtherNodes):
         self.pushed: PushRegistry | None = None
         self._seconds = runtime.monotonic
 
-    def start(self, member: LocalNode) -> None:
+    def start(self, member: LocalNode) -> None:  # noqa: ARG002
         self.overrides.start()
 
     async def joined(self) -> None:
@@ -278,8 +278,8 @@ class SingleNode(NoOtherNodes):
         """There are no other nodes; what listens here hears of it."""
         self._tell_own_reset(request)
 
-    def policy_store(self, policy: str) -> Store:
+    def policy_store(self, policy: str) -> Store:  # noqa: ARG002
         return MemoryPolicyStore(self._seconds)
 
-    def lease(self, spool_id: str, place: str) -> SpoolLease | None:
+    def lease(self, spool_id: str, place: str) -> SpoolLease | None:  # noqa: ARG002
         return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
@@ -78,7 +79,7 @@ class NextHopConnection(Protocol):
         self._lifetime = lifetime
         self._settled: Deferred[tuple[Outcome, ...]] | None = None
         self._transaction: ClientTransaction | None = None
-        self._open_content: OpenContent | None = None
+        self._send_content: Callable[[], Coroutine[Any, Any, None]] = _send_nothing
         self._wire: Connection | None = None
         self._content = OutgoingContent(
             self._session, self, read=read, flush=self._flush, abandon=self.abandon
@@ -121,7 +122,8 @@ class NextHopConnection(Protocol):
         self, transaction: ClientTransaction, open_content: OpenContent
     ) -> Deferred[tuple[Outcome, ...]]:
         """Send a transaction; fires with what became of its recipients. It fails only by a fault of ours."""
-        self._transaction, self._open_content = transaction, open_content
+        self._transaction = transaction
+        self._send_content = partial(self._content.send, transaction.size, open_content)
         if self._trace is not None and self._trace.watches and self._session.trace is None:
             name = self._queue_id or ""
             self._session.follow(self._trace.conversation("out", name, self.address, self.name))
@@ -375,10 +377,8 @@ class NextHopConnection(Protocol):
 
     def _start_content(self) -> bool:
         """Send the content; whether all of it is sent by now, as what is in memory and small is."""
-        assert self._open_content is not None  # noqa: S101 - content is wanted for what was sent
-        assert self._transaction is not None  # noqa: S101
         try:
-            waits = run(self._content.send(self._transaction.size, self._open_content))
+            waits = run(self._send_content())
         except Exception:
             self._content_failed(Failure())
             return False
@@ -396,3 +396,7 @@ class NextHopConnection(Protocol):
                 queue_id=self._queue_id,
             )
         self.abandon(f"the message could not be read here: {failure.getErrorMessage()}")
+
+
+async def _send_nothing() -> None:
+    """Before the first transaction no content is wanted."""

@@ -102,7 +102,7 @@ class OutboundHandshake:
         self._is_address = is_ip_address(self._host)
         self.chain_error = 0
 
-    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: ARG002
         connection = SSL.Connection(self._context, None)
         self._under_way[connection] = self
         name = self._host.encode("ascii", "ignore")

@@ -31,7 +31,7 @@ from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.shared_outages import shared_outages
 from elemta.delivery.success_notices import SuccessNotices
 from elemta.delivery.transports import Transports
-from elemta.delivery.unsettled_parts import PartsSetAside, PartsUnderWay, log_not_recorded
+from elemta.delivery.unsettled_parts import PartsSetAside, PartsUnderWay, SpoolStop, log_not_recorded
 from elemta.errors import SpoolError
 from elemta.metrics import DeliveryMetrics
 from elemta.policy.delivery_hooks import DeliveryHooks
@@ -126,7 +126,7 @@ class DeliveryScheduler(Service):
         #: Whether a fault of ours may have spoiled what is known here of the queue.
         self._doubtful = False
         self._rests_until = 0.0
-        self._stopped_by_spool = False
+        self._spool_stop = SpoolStop(self._under_way)
         self._timer: IDelayedCall | None = None
         self._looking = False
         self._filling = False
@@ -270,20 +270,6 @@ class DeliveryScheduler(Service):
         """How many parts for destinations that never answered could start now."""
         return self._destinations.free_for_unknown(self._settings.max_messages - len(self._under_way))
 
-    # When the spool can't write
-
-    def _note_settled(self, settled: bool) -> None:
-        """What comes of an attempt can be written now, or not: one without a record is made again."""
-        self._stopped_by_spool = not settled
-        if settled:
-            _log.info("the spool can be written; deliveries go on", event="delivery.resumed")
-        else:
-            _log.warn(
-                "the spool can't be written; no delivery begins before it can",
-                event="delivery.stopped_by_spool",
-                under_way=len(self._under_way),
-            )
-
     # What is due
 
     def _arm(self, when: float | None = None) -> None:
@@ -410,10 +396,7 @@ class DeliveryScheduler(Service):
             self._arm()
 
     def _start_some(self, most: int) -> None:
-        settled = self._queue.settled
-        if settled is self._stopped_by_spool:
-            self._note_settled(settled)
-        if not settled:
+        if not self._spool_stop.may_begin(self._queue.settled):
             return
         now = self._time.seconds()
         for _ in range(most):

@@ -1,4 +1,4 @@
-"""The parts whose attempt is under way, and those whose attempt is over without a record."""
+"""The parts whose attempt is under way, or over without a record, and the stop while none can be written."""
 
 from __future__ import annotations
 
@@ -63,6 +63,31 @@ class PartsSetAside(dict[Key, tuple[QueuedMessage, float]]):
         for message in [message for message, until in self.values() if until <= now]:
             destinations.release(message, now)
             del self[message.key]
+
+
+class SpoolStop:
+    """No attempt begins while the spool can't be written: one without a record is made again."""
+
+    def __init__(self, under_way: PartsUnderWay) -> None:
+        self._under_way = under_way
+        self._stopped = False
+
+    def may_begin(self, settled: bool) -> bool:
+        """Whether attempts may begin, as the spool is ``settled`` or not; each change is logged."""
+        if settled is self._stopped:
+            self._stopped = not settled
+            self._log_change()
+        return settled
+
+    def _log_change(self) -> None:
+        if self._stopped:
+            _log.warn(
+                "the spool can't be written; no delivery begins before it can",
+                event="delivery.stopped_by_spool",
+                under_way=len(self._under_way),
+            )
+        else:
+            _log.info("the spool can be written; deliveries go on", event="delivery.resumed")
 
 
 def log_not_recorded(failure: Failure, queue_id: str) -> None:

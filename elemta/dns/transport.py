@@ -240,7 +240,7 @@ class _DNSStream(StreamProtocol):
             if len(self._data) >= end:
                 self.answer.callback(bytes(self._data[2:end]))
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
         if not self.answer.called:
             self.answer.errback(Failure(ServerFailed("closed the connection")))
         self.closed.callback(None)

@@ -54,7 +54,7 @@ class DrySpool:
         writer: MessageWriter,
         submission: Submission,
         *,
-        pays: Notice | None = None,
+        pays: Notice | None = None,  # noqa: ARG002
     ) -> Deferred[Envelope]:
         return Deferred.fromCoroutine(self._commit(writer, submission))
 

@@ -65,7 +65,7 @@ class ProxyPreamble(ClientConnection):
         if result is not None:
             self._hand_over(result)
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
         self._registry.remove(self)
 
     def check_deadline(self, now: float) -> None:

@@ -170,7 +170,7 @@ class ServerHandshake:
         self._client_closed = client_closed
         self._connection: _ServerConnection | None = None
 
-    def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+    def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: ARG002
         self._connection = _ServerConnection(self._context, self._client_closed)
         return self._connection
 

@@ -55,7 +55,7 @@ class AdminRequest(NamelessRequest):
         self.received_octets = 0
         self._body: list[bytes] = []
 
-    def gotLength(self, length: int | None) -> None:
+    def gotLength(self, length: int | None) -> None:  # noqa: ARG002
         # Twisted would make a temporary file for a large body; nothing is written to it here.
         Request.gotLength(self, 0)
 

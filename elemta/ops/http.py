@@ -93,7 +93,7 @@ class _Page(Resource):
     def _json(self, request: Request, status: int, value: object) -> bytes:
         return self._answer(request, status, "application/json", json.dumps(value).encode() + b"\n")
 
-    def getChild(self, path: bytes, request: Request) -> Resource:
+    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: ARG002
         return NotFound()
 
 

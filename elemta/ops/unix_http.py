@@ -82,10 +82,10 @@ class _Exchange(ClientFactory):
         if self.place is not None:
             self.place.close()
 
-    def buildProtocol(self, addr: object) -> Protocol:
+    def buildProtocol(self, addr: object) -> Protocol:  # noqa: ARG002
         return _Connection(self)
 
-    def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
+    def clientConnectionFailed(self, connector: object, reason: Failure) -> None:  # noqa: ARG002
         self.fail(f"it does not listen: {reason.getErrorMessage()}")
 
     def cancel(self) -> None:
@@ -138,7 +138,7 @@ class _Connection(Protocol):
         if not self._exchange.take(data):
             self.transport.abortConnection()
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
         self._exchange.ended()
 
 

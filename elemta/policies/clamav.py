@@ -65,7 +65,7 @@ class ClamAVPolicy:
         self._services = services
         self._scanned = services.metrics.counter("scanned_total", "Messages by what clamd said.", ("result",))
 
-    async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:
+    async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:  # noqa: ARG002
         if message.size > self._options.max_size:
             return self._said(transaction, None, "too_large")
         answer = await self._ask(message)

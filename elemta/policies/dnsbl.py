@@ -89,7 +89,7 @@ class DnsblPolicy:
             session.notes["score"] = ensureDeferred(self._score(session.client_ip))
         return CONTINUE
 
-    async def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:
+    async def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:  # noqa: ARG002
         if session.user is not None or "score" not in session.notes:
             return CONTINUE
         found: DnsblResult = await _shared(session.notes["score"])

@@ -102,7 +102,7 @@ class GreylistPolicy:
         await store.delete(f"seen:{triple}")
         return self._count("passed", CONTINUE)
 
-    async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:
+    async def message(self, session: Session, transaction: Transaction, message: Message) -> Verdict:  # noqa: ARG002
         sender = str(transaction.sender)
         if not sender or not self._vouched(transaction, sender):
             return CONTINUE

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from elemta.policies.backend_text import add_field, printable
 from elemta.policies.option_checks import endpoint_faults, refuse
 from elemta.policy import (
     CONTINUE,
@@ -110,7 +111,7 @@ class PolicyClientPolicy:
 
     def _verdict(self, action: str, transaction: Transaction, message: Message | None) -> Verdict:
         word, _, rest = action.partition(" ")
-        word, rest = word.upper(), _printable(rest.strip())
+        word, rest = word.upper(), printable(rest.strip())
         known = word in _WORDS or _REPLY.fullmatch(action) is not None
         self._actions.labels(word.lower() if word in _WORDS else "reply" if known else "other").inc()
         if word == "PREPEND":
@@ -138,12 +139,8 @@ class PolicyClientPolicy:
             prepended.append(field)
 
     def _add(self, message: Message, field: str) -> None:
-        """Add a field, unless it can't stand in a header: the next try would bring the same one."""
         name, _, value = field.partition(":")
-        try:
-            message.add_header(name.strip(), value.strip())
-        except ValueError as error:
-            self._services.log.warn("a field of the policy daemon's is left out: {reason}", reason=str(error))
+        add_field(message, name.strip(), value.strip(), self._services, "the policy daemon")
 
 
 _SETTLED = frozenset({"DUNNO", "OK", "PERMIT", "PERMIT_AUTH_DESTINATION"})
@@ -165,7 +162,7 @@ def verdict_of(word: str, rest: str, action: str) -> Verdict | None:
     match = _REPLY.fullmatch(action)
     if match is None:
         return None
-    return _reply(int(match[1]), match[2], match[3], _printable(match[5] or ""))
+    return _reply(int(match[1]), match[2], match[3], printable(match[5] or ""))
 
 
 def _enhanced(rest: str) -> tuple[str | None, str]:
@@ -220,7 +217,7 @@ def request(
         ("server_address", session.server_ip or ""),
         ("server_port", session.server_port or ""),
     )
-    lines = "".join(f"{name}={_printable(str(value))}\n" for name, value in attributes)
+    lines = "".join(f"{name}={printable(str(value))}\n" for name, value in attributes)
     return (lines + "\n").encode("utf-8", "replace")
 
 
@@ -239,10 +236,6 @@ def parse_answer(text: str) -> str:
         if equals and name.strip() == "action" and value.strip():
             return value.strip().replace("\t", " ")
     raise BackendError("the policy daemon's answer has no action")
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 @implementer(IPlugin, IPolicyPlugin)

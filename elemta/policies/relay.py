@@ -35,7 +35,7 @@ class RelayPolicy:
     def __init__(self, domains: Domains) -> None:
         self._domains = domains
 
-    def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:
+    def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:  # noqa: ARG002
         address, domains = recipient.address, self._domains
         if not is_exempt(session, domains):
             if not domains.ends_here(address):
@@ -52,5 +52,5 @@ class RelayPlugin:
     name = "relay"
     options = NoOptions
 
-    def build(self, options: NoOptions, services: Services) -> RelayPolicy:
+    def build(self, options: NoOptions, services: Services) -> RelayPolicy:  # noqa: ARG002
         return RelayPolicy(services.domains)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from elemta.policies.backend_text import add_field, printable
 from elemta.policies.greylist import network_of
 from elemta.policies.option_checks import refuse, url_faults
 from elemta.policies.own_clients import is_exempt
@@ -122,18 +123,18 @@ class RspamdPolicy:
     def _headers(self, session: Session, transaction: Transaction) -> dict[str, str]:
         headers = {
             "IP": str(session.client_ip),
-            "Helo": _line(session.helo),
-            "From": f"<{_line(str(transaction.sender))}>",
+            "Helo": printable(session.helo),
+            "From": f"<{printable(str(transaction.sender))}>",
             "Rcpt": ", ".join(_shown(transaction.recipients)),
             "MTA-Name": self._services.hostname,
             "Queue-Id": transaction.queue_id or "",
         }
         if session.reverse_name:
-            headers["Hostname"] = _line(session.reverse_name)
+            headers["Hostname"] = printable(session.reverse_name)
         if session.user is not None:
-            headers["User"] = _line(session.user)
+            headers["User"] = printable(session.user)
         if session.tls is not None:
-            headers["TLS-Cipher"] = _line(session.tls.cipher)
+            headers["TLS-Cipher"] = printable(session.tls.cipher)
         if self._password:
             headers["Password"] = self._password
         return headers
@@ -145,7 +146,7 @@ class RspamdPolicy:
             for name, index in islice(_removed(changes.get("remove_headers")), MAX_FIELDS):
                 _remove(message, name, index)
             for name, value in islice(_added(changes.get("add_headers")), MAX_FIELDS):
-                self._add(message, name, value)
+                add_field(message, name, value, self._services, "rspamd")
         if action == "add header":
             message.add_header("X-Spam", "Yes")
         subject = found.get("subject")
@@ -153,13 +154,6 @@ class RspamdPolicy:
             words = _encoded(subject)
             if not message.replace_header("Subject", words):
                 message.add_header("Subject", words, at="bottom")
-
-    def _add(self, message: Message, name: str, value: str) -> None:
-        """Add a field, unless it can't stand in a header: the next try would bring the same one."""
-        try:
-            message.add_header(name, value)
-        except ValueError as error:
-            self._services.log.warn("a field of rspamd's is left out: {reason}", reason=str(error))
 
 
 _KNOWN_ACTIONS = frozenset(
@@ -180,7 +174,7 @@ _KEPT = frozenset({"no action", "add header", "rewrite subject", "quarantine", "
 def _verdict(action: str, found: Mapping[str, Any]) -> Verdict:
     words = found.get("messages")
     said = words.get("smtp_message") if isinstance(words, Mapping) else None
-    text = _line(said)[:MAX_TEXT] if isinstance(said, str) else ""
+    text = printable(said)[:MAX_TEXT] if isinstance(said, str) else ""
     if action == "reject":
         return Reject(text or "The message looks like spam", code=554, enhanced="5.7.1")
     if action == "soft reject":
@@ -255,7 +249,7 @@ def _folded(text: str) -> str:
 
 def _encoded(subject: str) -> str:
     """A subject as a header may carry it (RFC 2047)."""
-    text = _line(subject)
+    text = printable(subject)
     if text.isascii():
         return text
     return Header(text, "utf-8", header_name="Subject", maxlinelen=76).encode(linesep="\r\n")
@@ -266,16 +260,12 @@ def _shown(recipients: Sequence[Recipient]) -> list[str]:
     shown: list[str] = []
     left = MAX_SHOWN
     for recipient in recipients:
-        text = f"<{_line(str(recipient.address))}>"
+        text = f"<{printable(str(recipient.address))}>"
         left -= len(text.encode("utf-8")) + 2
         if left < 0:
             break
         shown.append(text)
     return shown
-
-
-def _line(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 @implementer(IPlugin, IPolicyPlugin)

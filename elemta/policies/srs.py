@@ -147,7 +147,7 @@ class SrsPolicy:
             options.domain.rstrip(".").lower(), secrets, lambda: int(services.wall() // 86400)
         )
 
-    def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:
+    def rcpt(self, session: Session, transaction: Transaction, recipient: Recipient) -> Verdict:  # noqa: ARG002
         address = recipient.address
         if address.domain.lower() != self._rewriter.domain.lower() or not is_rewritten(address.local):
             return CONTINUE

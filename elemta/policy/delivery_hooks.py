@@ -206,7 +206,7 @@ class _RouteQuestion(_EnvelopeQuestion):
     def _problem(self, answer: object) -> str | None:
         return route_problem(answer)
 
-    def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:
+    def _arguments(self, call: PolicyCall) -> tuple[Any, ...]:  # noqa: ARG002
         return self._envelope, self._recipient
 
     def _log_verdict(self, call: PolicyCall, verdict: Verdict) -> None:

@@ -111,7 +111,7 @@ class Zone:
         self,
         host: str,
         *,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ARG002
     ) -> tuple[IPv4Address | IPv6Address, ...]:
         found = self._records(self.addresses_of, host)
         return tuple(sorted(map(ip_address, found), key=lambda ip: -ip.version))
@@ -120,24 +120,24 @@ class Zone:
         self,
         domain: str,
         *,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ARG002
     ) -> tuple[MailExchanger, ...]:
         return tuple(
             sorted(self._records(self.exchangers_of, domain), key=lambda mx: (mx.preference, mx.host))
         )
 
-    async def text(self, name: str, *, timeout: float | None = None) -> tuple[str, ...]:
+    async def text(self, name: str, *, timeout: float | None = None) -> tuple[str, ...]:  # noqa: ARG002
         return self._records(self.texts_of, name)
 
     async def reverse(
         self,
         ip: str | IPv4Address | IPv6Address,
         *,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ARG002
     ) -> tuple[str, ...]:
         return self._records(self.names_of, str(ip))
 
-    async def records(self, name: str, kind: str, *, timeout: float | None = None) -> tuple[str, ...]:
+    async def records(self, name: str, kind: str, *, timeout: float | None = None) -> tuple[str, ...]:  # noqa: ARG002
         key = (name.lower().rstrip("."), kind.upper())
         if key in self.records_of:
             return self._records({key[0]: self.records_of[key]}, name)
@@ -205,10 +205,10 @@ class UnavailableStore:
     async def get(self, key: str) -> bytes | None:
         raise StoreUnavailable(f"no answer about {key}")
 
-    async def set(self, key: str, value: bytes, *, ttl: float, only_if_absent: bool = False) -> bool:
+    async def set(self, key: str, value: bytes, *, ttl: float, only_if_absent: bool = False) -> bool:  # noqa: ARG002
         raise StoreUnavailable(f"no answer about {key}")
 
-    async def add(self, key: str, amount: int = 1, *, ttl: float) -> int:
+    async def add(self, key: str, amount: int = 1, *, ttl: float) -> int:  # noqa: ARG002
         raise StoreUnavailable(f"no answer about {key}")
 
     async def delete(self, key: str) -> bool:
@@ -311,7 +311,7 @@ class ScriptedConnections:
         self.open = 0
         self._clock = clock
 
-    async def __call__(self, endpoint: str, *, timeout: float | None = None) -> Stream:
+    async def __call__(self, endpoint: str, *, timeout: float | None = None) -> Stream:  # noqa: ARG002
         if endpoint not in self.scripts:
             client_endpoint(MemoryReactorClock(), endpoint)
         script = self.scripts.get(endpoint, BackendError(f"nothing listens at {endpoint}"))
@@ -347,7 +347,7 @@ class _ScriptedTransport:
         self._script = script if callable(script) else self._next
         self._answers = deque(() if callable(script) else script)
 
-    def _next(self, data: bytes) -> bytes | None:
+    def _next(self, data: bytes) -> bytes | None:  # noqa: ARG002
         return self._answers.popleft() if self._answers else None
 
     def write(self, data: bytes) -> None:

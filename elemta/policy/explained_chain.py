@@ -151,15 +151,15 @@ def _built(name: str, build: Callable[[Services], object], services: Services) -
 class NoMetrics:
     """Metrics that are not counted."""
 
-    def counter(self, name: str, words: str, labels: Sequence[str] = ()) -> Counter:
+    def counter(self, name: str, words: str, labels: Sequence[str] = ()) -> Counter:  # noqa: ARG002
         return _NO_METRIC
 
     def histogram(
         self,
-        name: str,
-        words: str,
-        labels: Sequence[str] = (),
-        buckets: Sequence[float] | None = None,
+        name: str,  # noqa: ARG002
+        words: str,  # noqa: ARG002
+        labels: Sequence[str] = (),  # noqa: ARG002
+        buckets: Sequence[float] | None = None,  # noqa: ARG002
     ) -> Histogram:
         return _NO_METRIC
 

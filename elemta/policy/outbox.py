@@ -82,7 +82,7 @@ class QueueView(Protocol):
 class NoQueue:
     """The queue of a process that has none, as ``--check``."""
 
-    async def received_since(self, at: float, after: str | None = None) -> QueuePage:
+    async def received_since(self, at: float, after: str | None = None) -> QueuePage:  # noqa: ARG002
         return QueuePage((), None)
 
 
@@ -95,13 +95,13 @@ class NoOutbox:
     async def caught_up(self) -> None:
         raise _no_spool()
 
-    def append(self, *records: bytes) -> Deferred[int]:
+    def append(self, *records: bytes) -> Deferred[int]:  # noqa: ARG002
         return fail(_no_spool())
 
-    async def read(self, most: int = 100, octets: int = 256 * 1024) -> Sequence[OutboxRecord]:
+    async def read(self, most: int = 100, octets: int = 256 * 1024) -> Sequence[OutboxRecord]:  # noqa: ARG002
         raise _no_spool()
 
-    async def remove(self, number: int) -> None:
+    async def remove(self, number: int) -> None:  # noqa: ARG002
         raise _no_spool()
 
     async def finish(self) -> None:

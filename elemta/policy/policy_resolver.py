@@ -52,29 +52,29 @@ class SharedResolver(Protocol):
 class NoResolver:
     """A resolver where there is none: every lookup has trouble."""
 
-    async def addresses(self, host: str, *, timeout: float | None = None) -> tuple[IPAddress, ...]:
+    async def addresses(self, host: str, *, timeout: float | None = None) -> tuple[IPAddress, ...]:  # noqa: ARG002
         raise ResolverTrouble(f"there is no resolver to look up {host}")
 
     async def mail_exchangers(
         self,
         domain: str,
         *,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ARG002
     ) -> tuple[MailExchanger, ...]:
         raise ResolverTrouble(f"there is no resolver to look up {domain}")
 
-    async def text(self, name: str, *, timeout: float | None = None) -> tuple[str, ...]:
+    async def text(self, name: str, *, timeout: float | None = None) -> tuple[str, ...]:  # noqa: ARG002
         raise ResolverTrouble(f"there is no resolver to look up {name}")
 
-    async def reverse(self, ip: str | IPAddress, *, timeout: float | None = None) -> tuple[str, ...]:
+    async def reverse(self, ip: str | IPAddress, *, timeout: float | None = None) -> tuple[str, ...]:  # noqa: ARG002
         raise ResolverTrouble(f"there is no resolver to look up {ip}")
 
     async def records(
         self,
         name: str,
-        kind: str,
+        kind: str,  # noqa: ARG002
         *,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ARG002
     ) -> tuple[str, ...]:
         raise ResolverTrouble(f"there is no resolver to look up {name}")
 

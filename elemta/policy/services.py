@@ -147,7 +147,7 @@ async def _no_connections(endpoint: str, **_: Any) -> Stream:
 
 
 class _NoHttp:
-    async def request(self, method: str, url: str, **_: Any) -> HttpAnswer:
+    async def request(self, method: str, url: str, **_: Any) -> HttpAnswer:  # noqa: ARG002
         raise BackendError(f"there is no HTTP to {url}")
 
 

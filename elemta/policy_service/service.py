@@ -84,7 +84,7 @@ class PolicyServiceProtocol(Protocol):
         else:
             self._answer_all()
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
         self._closed = True
         self._stop_deadline()
         self._owner.closed(self)
@@ -96,9 +96,11 @@ class PolicyServiceProtocol(Protocol):
         self.close()
 
     def finish(self) -> None:
-        """Answer what was asked, then close."""
+        """Answer what was asked, read nothing more, then close."""
         self._at_end = True
-        if not self._answering:
+        if self._answering:
+            self._pause()
+        else:
             self.close()
 
     def close(self) -> None:
@@ -198,7 +200,7 @@ class PolicyServiceProtocol(Protocol):
             transport.pauseProducing()
 
     def _resume(self) -> None:
-        if self._paused:
+        if self._paused and not self._at_end:
             transport: Any = self.transport
             self._paused = False
             transport.resumeProducing()
@@ -242,7 +244,7 @@ class PolicyServiceFactory(Factory):
         self._limiter = limiter
         self.decider.charge_messages_at = charge_messages_at
 
-    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:  # noqa: ARG002
         if self._limiter is None or len(self._open) >= MAX_CONNECTIONS:
             return None
         return PolicyServiceProtocol(self)

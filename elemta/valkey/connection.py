@@ -216,7 +216,7 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
     def handshakeCompleted(self) -> None:
         self._secured.callback(None)
 
-    def dataReceived(self, data: bytes, unpause: bool = False) -> None:
+    def dataReceived(self, data: bytes, unpause: bool = False) -> None:  # noqa: ARG002
         self._heard = True
         waiting = self.waiting
         next_reply = self._reader.gets
@@ -270,7 +270,7 @@ class ConnectionFactory(Factory):
     def __init__(self, address: ServerAddress, lost: Callable[[Connection], None]) -> None:
         self._address, self._lost = address, lost
 
-    def buildProtocol(self, addr: Any) -> Connection:
+    def buildProtocol(self, addr: Any) -> Connection:  # noqa: ARG002
         connection = Connection(self._address, self._lost)
         connection.factory = self
         return connection

@@ -66,7 +66,7 @@ class Sentinel(Topology):
             return ValkeyError(ValkeyFailure.OTHER, f"a Sentinel says: {self._refusal}")
         return self._sentinels[0].trouble
 
-    def connection(self, key: bytes | None) -> Connection | None:
+    def connection(self, key: bytes | None) -> Connection | None:  # noqa: ARG002
         return None if self._primary is None else self._primary.connection
 
     def start(self) -> None:

@@ -35,7 +35,7 @@ class ValkeyHandshake:
             raise ValkeyTLSRefused(f"a file for TLS can't be used: {openssl_words(error)}") from error
         return cls(context, tls.server_name or host)
 
-    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: ARG002
         connection = SSL.Connection(self._context, None)
         # RFC 6066 §3: an address is no server name
         if not is_ip_address(self._name):

@@ -57,7 +57,7 @@ class Topology(ABC):
     def watch(self) -> None:
         """To be called every second."""
 
-    def redirected(self, move: Move, said_by: Connection, *, for_good: bool) -> Connection | None:
+    def redirected(self, move: Move, said_by: Connection, *, for_good: bool) -> Connection | None:  # noqa: ARG002
         """A connection to where a server sends us, if there is one already."""
         return None
 
@@ -93,7 +93,7 @@ class Single(Topology):
     def trouble(self) -> ValkeyError:
         return self._pool.trouble
 
-    def connection(self, key: bytes | None) -> Connection | None:
+    def connection(self, key: bytes | None) -> Connection | None:  # noqa: ARG002
         return self._pool.connection
 
     def start(self) -> None:

@@ -374,5 +374,5 @@ class _ChannelFactory(ServerFactory):
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    def buildProtocol(self, addr: object) -> Channel:
+    def buildProtocol(self, addr: object) -> Channel:  # noqa: ARG002
         return self._channel

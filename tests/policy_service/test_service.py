@@ -190,6 +190,19 @@ def test_a_client_that_sends_no_more_gets_its_answers_and_then_the_end(world):
     assert world.transport.disconnecting
 
 
+def test_a_daemon_that_stops_reads_no_further_requests(world):
+    world.receive(request(helo_name="one") + request(helo_name="two"))
+    world.factory.close_connections()
+    assert world.transport.producerState == "paused"
+    world.waiting[0].callback("DUNNO")
+    # A client that goes on asking must not keep the daemon from its end.
+    assert world.transport.producerState == "paused"
+    assert not world.transport.disconnecting
+    world.waiting[1].callback("DUNNO")
+    assert world.sent == b"action=DUNNO\n\n" * 2
+    assert world.transport.disconnecting
+
+
 def test_a_daemon_that_stops_answers_what_it_has_charged(world):
     idle = world.factory.buildProtocol(None)
     idle.makeConnection(StringTransport())

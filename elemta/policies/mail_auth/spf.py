@@ -52,7 +52,7 @@ class _SpfQuery(spf.query):  # type: ignore[misc]
         self,
         name: str,
         qtype: str,
-        cnames: object = None,
+        cnames: object = None,  # noqa: ARG002
         ignore_void: bool = False,
     ) -> list[Any]:
         """The records as pyspf wants them. Aliases are followed by the resolver."""

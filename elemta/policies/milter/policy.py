@@ -10,6 +10,7 @@ from typing import BinaryIO, cast
 from twisted.internet.defer import ensureDeferred
 from zope.interface import implementer
 
+from elemta.policies.backend_text import printable
 from elemta.policies.milter.conversation import Conversation, negotiate
 from elemta.policies.milter.options import MilterOptions
 from elemta.policies.milter.protocol import (
@@ -305,7 +306,7 @@ def reply_verdict(reply: str) -> Verdict:
     code, enhanced = int(match[1] if match[1][1] <= "5" else f"{match[1][0]}50"), match[2]
     # smfi_setreply: a percent sign is written twice.
     lines = [_REPLY_LINE.sub("", line).replace("%%", "%") for line in re.split(r"\r?\n", reply) if line]
-    words = "\n".join(_printable(line)[:MAX_REPLY_LINE] for line in lines[:MAX_REPLY_LINES]).strip()
+    words = "\n".join(printable(line).strip()[:MAX_REPLY_LINE] for line in lines[:MAX_REPLY_LINES]).strip()
     if enhanced is None or enhanced[0] != str(code)[0]:
         enhanced = f"{str(code)[0]}.7.1"
     if code == 421:
@@ -313,10 +314,6 @@ def reply_verdict(reply: str) -> Verdict:
     if code < 500:
         return Defer(words or "Try again later", code=code, enhanced=enhanced)
     return Reject(words or "The mail was refused", code=code, enhanced=enhanced)
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text).strip()
 
 
 def read_fields(file: BinaryIO) -> list[tuple[bytes, bytes]]:
