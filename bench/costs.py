@@ -25,13 +25,14 @@ from twisted.internet.task import deferLater, react
 from valkeys import ValkeyServer, Word, valkey
 
 from elemta.limits.store import LimitSpec, Request
+from elemta.limits.valkey_calls import DECISIONS
 from elemta.limits.valkey_store import ValkeyStore
 from elemta.limits.window import Bound
 from elemta.runtime import Runtime
 
 ASKED = 3
 """What a message wants of Valkey: two decisions, and a lease that is given back."""
-BATCH = 64
+BATCH = DECISIONS
 PIPELINE = 16
 SINGLE = 6_000
 BATCHES = 400
@@ -59,7 +60,7 @@ class Costs:
 
     @classmethod
     def solved(cls, one: float, pipelined: float, together: float) -> Costs:
-        """From the cost of what is asked alone in a call and a write; 16 calls in a write; 64 in a call."""
+        """From the cost of what is asked alone in a call and a write; 16 calls in a write; many in a call."""
         write = max(0.0, (one - pipelined) * PIPELINE / (PIPELINE - 1))
         call_and_asked = pipelined - write / PIPELINE
         asked = (BATCH * together - write - call_and_asked) / (BATCH - 1)

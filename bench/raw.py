@@ -12,9 +12,11 @@ from typing import Any
 from servers import cpu_seconds
 from valkeys import ValkeyServer, Word, benchmark_program, packed
 
+from elemta.limits.valkey_calls import DECISIONS
+
 CALLS = 10_000
-BATCH = 64
-BATCHES = 1_000
+BATCH = DECISIONS
+BATCHES = 2_000
 PROGRAM_CALLS = 100_000
 PIPELINE = 16
 CONNECTIONS = 50

@@ -8,7 +8,7 @@ The model and its assumptions:
   message takes the CPU of a node that was measured, in three equal parts: up to the question about the
   client, from its answer to the question about the sender, and from that to the end, where the lease is
   given back.
-- The questions of one turn go to Valkey as one call of at most 64. On a Cluster, where each client is a key
+- The questions of one turn go to Valkey as one call of at most 32. On a Cluster, where each client is a key
   of its own, each is one call, and all calls for one server are one write.
 - A Valkey server does one thing at a time, on a core of its own, in the order of arrival. The cost of a
   write, a call and a question in it was measured, with a replica behind the server where there are

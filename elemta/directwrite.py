@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import cast
 
-from twisted.internet import tcp
+from twisted.internet import tcp, unix
 from twisted.internet.interfaces import ITransport
 
-_PLAIN = (tcp.Server, tcp.Client)
+_PLAIN = (tcp.Server, tcp.Client, unix.Server, unix.Client)
 # So many pieces of data may wait in the transport before they are joined.
 _MOST_PIECES = 16
 
@@ -20,9 +20,9 @@ _MOST_PIECES = 16
 def write_at_once(transport: ITransport, data: bytes) -> None:
     """Write like ``transport.write``, but send now what the socket takes now.
 
-    Only on a plain TCP connection with nothing waiting to be sent: over TLS, behind data that waits, and
-    while the connection closes, this is ``transport.write``. So is it for the rest of what the socket
-    does not take, which keeps the order and tells producers as ever. A lost connection is found by the
+    Only on a plain connection, TCP or Unix, with nothing waiting to be sent: over TLS, behind data that
+    waits, and while the connection closes, this is ``transport.write``. So is it for the rest of what the
+    socket does not take, which keeps the order and tells producers as ever. A lost connection is found by the
     reactor afterwards, never in here.
     """
     if type(transport) not in _PLAIN:

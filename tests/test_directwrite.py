@@ -86,6 +86,11 @@ def over_tcp() -> IStreamServerEndpoint:
     return TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
 
 
+@pytest.fixture(params=["TCP", "Unix"])
+def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> IStreamServerEndpoint:
+    return over_tcp() if request.param == "TCP" else UNIXServerEndpoint(reactor, str(tmp_path / "s"))
+
+
 def turns(seconds: float = 0.02) -> Awaitable[None]:
     return deferLater(reactor, seconds)
 
@@ -113,8 +118,8 @@ def on_the_wire(client: socket.socket) -> bytes:
 
 
 @ensureDeferred
-async def test_a_reply_has_left_before_the_reactor_turns() -> None:
-    async with talking(over_tcp()) as (talker, client):
+async def test_a_reply_has_left_before_the_reactor_turns(endpoint: IStreamServerEndpoint) -> None:
+    async with talking(endpoint) as (talker, client):
         write_at_once(talker.transport, b"250 first\r\n")
         write_at_once(talker.transport, b"250 second\r\n")
         assert on_the_wire(client) == b"250 first\r\n250 second\r\n"
@@ -122,8 +127,10 @@ async def test_a_reply_has_left_before_the_reactor_turns() -> None:
 
 
 @ensureDeferred
-async def test_what_the_socket_does_not_take_follows_in_order_and_the_producer_is_told() -> None:
-    async with talking(over_tcp()) as (talker, client):
+async def test_what_the_socket_does_not_take_follows_in_order_and_the_producer_is_told(
+    endpoint: IStreamServerEndpoint,
+) -> None:
+    async with talking(endpoint) as (talker, client):
         pieces = [b"%06d" % number + b"x" * 9994 for number in range(2000)]
         for piece in pieces:
             write_at_once(talker.transport, piece)
@@ -138,16 +145,16 @@ async def test_what_the_socket_does_not_take_follows_in_order_and_the_producer_i
 
 
 @ensureDeferred
-async def test_one_write_larger_than_the_socket_takes_arrives_whole() -> None:
-    async with talking(over_tcp()) as (talker, client):
+async def test_one_write_larger_than_the_socket_takes_arrives_whole(endpoint: IStreamServerEndpoint) -> None:
+    async with talking(endpoint) as (talker, client):
         data = bytes(range(256)) * 40_000
         write_at_once(talker.transport, data)
         assert await deferToThread(read_all, client, len(data)) == data
 
 
 @ensureDeferred
-async def test_a_reply_behind_what_waits_does_not_overtake_it() -> None:
-    async with talking(over_tcp()) as (talker, client):
+async def test_a_reply_behind_what_waits_does_not_overtake_it(endpoint: IStreamServerEndpoint) -> None:
+    async with talking(endpoint) as (talker, client):
         talker.transport.write(b"220 waits\r\n")
         write_at_once(talker.transport, b"250 behind\r\n")
         assert on_the_wire(client) == b""
@@ -156,8 +163,8 @@ async def test_a_reply_behind_what_waits_does_not_overtake_it() -> None:
 
 
 @ensureDeferred
-async def test_a_close_right_behind_a_reply_loses_none_of_it() -> None:
-    async with talking(over_tcp()) as (talker, client):
+async def test_a_close_right_behind_a_reply_loses_none_of_it(endpoint: IStreamServerEndpoint) -> None:
+    async with talking(endpoint) as (talker, client):
         data = b"421 bye\r\n" * 500_000
         write_at_once(talker.transport, data)
         talker.transport.unregisterProducer()
@@ -167,8 +174,10 @@ async def test_a_close_right_behind_a_reply_loses_none_of_it() -> None:
 
 
 @ensureDeferred
-async def test_a_client_that_went_away_is_found_by_the_reactor_and_reported_once() -> None:
-    async with talking(over_tcp()) as (talker, client):
+async def test_a_client_that_went_away_is_found_by_the_reactor_and_reported_once(
+    endpoint: IStreamServerEndpoint,
+) -> None:
+    async with talking(endpoint) as (talker, client):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         client.close()
         write_at_once(talker.transport, b"250 to nobody\r\n")
@@ -200,11 +209,3 @@ async def test_over_tls_nothing_leaves_in_the_clear(tmp_path: Path) -> None:
                 return wrapped.recv(100)
 
         assert await deferToThread(read_over_tls) == b"250 secret\r\n"
-
-
-@ensureDeferred
-async def test_a_unix_socket_is_written_to_as_ever(tmp_path: Path) -> None:
-    async with talking(UNIXServerEndpoint(reactor, str(tmp_path / "s"))) as (talker, client):
-        write_at_once(talker.transport, b"250 ok\r\n")
-        await turns()
-        assert on_the_wire(client) == b"250 ok\r\n"

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from elemta.deferred_value import MaybeDeferred, Steps, detached, handled, run, value_of
+from elemta.deferred_value import MaybeDeferred, Steps, handled, run, value_of
 from elemta.errors import StoreUnavailable, StoreUndecided, ValkeyError, ValkeyFailure
 from elemta.limits.failover import BreakerState, CountingMode, Failover, StoreLink
 from elemta.limits.local_fallback import LocalFallback
@@ -49,7 +49,8 @@ class RemoteStore(ReturnStore, Protocol):
     @property
     def renewal(self) -> float | None: ...
 
-    def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Decision]: ...
+    def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Decision]:
+        """As in ILimitStore. After a cancellation the store itself takes back what it grants."""
 
     def peek(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Usage, ...]]: ...
 
@@ -189,9 +190,7 @@ class FailoverStore:
             before = self._local.acquire(self._own(requests))
             if not before.granted:
                 return before
-        answer = handled(self._remote.acquire(shared), self.decided, self._failed, requests, before)
-        # The caller may go away meanwhile, as when a policy's time is up.
-        return detached(answer, self._take_back_unwanted, _log_unwanted)
+        return handled(self._remote.acquire(shared), self.decided, self._failed, requests, before)
 
     def decided(self, answer: Decision, requests: Sequence[Request], before: Decision) -> Decision:
         """The shared store answered; ``before`` is what this node alone had granted of the same decision."""
@@ -200,8 +199,7 @@ class FailoverStore:
         if not answer.granted:
             self.take_back(before.receipts)
             return answer
-        for receipt in answer.receipts:
-            receipt.mirror = self._local.record(receipt.request)
+        self._local.mirror(answer.receipts)
         if before is _NOTHING:
             return answer
         return Decision((*before.receipts, *answer.receipts), (*before.denials, *answer.denials))
@@ -227,9 +225,6 @@ class FailoverStore:
         if receipts:
             quietly(self.refund, list(receipts))
             quietly(self.release, list(receipts))
-
-    def _take_back_unwanted(self, answer: Decision) -> None:
-        self.take_back(answer.receipts)
 
     # Giving back
 
@@ -370,8 +365,3 @@ class FailoverStore:
         if not self._is_shared(spec):
             return self._local.top(spec, count)
         return self._remote.top(spec, count) if self._failover.cluster else self._fallback.top(spec, count)
-
-
-def _log_unwanted(failure: Failure) -> None:
-    if failure.check(StoreUnavailable) is None:
-        _log.failure("a limit failed after its caller had gone", failure, event="limits.internal_error")

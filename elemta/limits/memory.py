@@ -87,6 +87,12 @@ class LocalStore:
         """
         return self._charge(request, self._now(), newest=True)
 
+    def mirror(self, receipts: Sequence[Receipt]) -> None:
+        """Charge what a shared store granted, as :meth:`record` does, and note it in its receipts."""
+        now = self._now()
+        for receipt in receipts:
+            receipt.mirror = self._charge(receipt.request, now, newest=True)
+
     def hold(self, request: Request) -> Receipt:
         """A lease that was given without asking."""
         return self.record(request)

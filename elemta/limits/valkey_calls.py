@@ -1,4 +1,4 @@
-"""Many decisions in one call: all that were asked for in one turn of the reactor."""
+"""Many decisions in one call: those that were asked for in one turn of the reactor."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from elemta.limits.store import Decision, Denial, Receipt, Request
 from elemta.limits.valkey_leases import Leases
 from elemta.limits.valkey_scripts import Definitions, Keys
 
-DECISIONS = 64
-"""How many decisions are in one call at most, and"""
+DECISIONS = 32
+"""How many decisions are in one call at most: more would save Valkey little. And"""
 REQUESTS = 192
 """how many requests, unless a single decision has more: a call should not keep the server from others."""
 

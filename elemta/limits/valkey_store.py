@@ -1,7 +1,8 @@
 """The store in Valkey, where all nodes of a cluster count together, by the server's clock.
 
-Everything that is asked for in one turn of the reactor goes in one call of a script, which decides one
-request after the other, each all or none. On Valkey Cluster a decision whose keys are on several servers is
+What is asked for in one turn of the reactor goes in one call of a script, which decides one request after
+the other, each all or none. A call that is full is sent before the turn ends: Valkey decides it while this
+process asks for the rest. On Valkey Cluster a decision whose keys are on several servers is
 reserved on all of them at the same time, and what was reserved is given back when one refuses.
 
 When a call gets no answer in time, what it may have charged is taken back as soon as Valkey answers again.
@@ -19,7 +20,7 @@ from zope.interface import implementer
 
 from elemta.errors import StoreUnavailable, ValkeyError
 from elemta.limits.store import Decision, ILimitStore, LimitSpec, Ranking, Receipt, Request, Snapshot, Usage
-from elemta.limits.valkey_calls import AcquireCall, QueuedDecision, in_calls
+from elemta.limits.valkey_calls import DECISIONS, AcquireCall, QueuedDecision, in_calls
 from elemta.limits.valkey_leases import BACKGROUND_DEADLINE, Lease, Leases, new_boot
 from elemta.limits.valkey_returns import Cancellations, Handover, PendingReturn, Returns, TimerClock
 from elemta.limits.valkey_scripts import ACQUIRE, Definitions, Keys
@@ -63,6 +64,7 @@ class ValkeyStore:
         self._views = Views(valkey, self._keys, self._definitions)
         self._waiting: dict[str, list[QueuedDecision]] = {}
         self._open = 0
+        self._calling = False
         self._turn: Any = None
         self._renewing = False
         self._again: list[Deferred[None]] = []
@@ -83,18 +85,23 @@ class ValkeyStore:
             return succeed(Decision())
         if self._open >= MOST_WAITING:
             return fail(self._valkey.overloaded("too many decisions are under way"))
-        by_tag: dict[str, Sequence[Request]] = (
-            self._by_tag(requests) if self._valkey.clustered else {"": requests}
-        )
-        parts = []
-        for tag, some in by_tag.items():
-            decision = QueuedDecision(some)
-            parts.append(decision.deferred)
-            self._waiting.setdefault(tag, []).append(decision)
-        self._open += len(parts)
-        if self._turn is None:
-            self._turn = self._reactor.callLater(0, self._send)
+        if not self._valkey.clustered:
+            return self._queue("", requests)
+        parts = [self._queue(tag, some) for tag, some in self._by_tag(requests).items()]
         return parts[0] if len(parts) == 1 else self._reserve(requests, parts)
+
+    def _queue(self, tag: str, requests: Sequence[Request]) -> Deferred[Decision]:
+        """Put it into the next call for this tag, which is made now where it is full."""
+        decision = QueuedDecision(requests)
+        waiting = self._waiting.setdefault(tag, [])
+        waiting.append(decision)
+        self._open += 1
+        if len(waiting) >= DECISIONS and not self._calling:
+            del self._waiting[tag]
+            self._call(waiting)
+        elif self._turn is None:
+            self._turn = self._reactor.callLater(0, self._send)
+        return decision.deferred
 
     def refund(self, receipts: Sequence[Receipt]) -> Deferred[None] | None:
         """Fails with StoreUnavailable when what was charged stays charged, or may."""
@@ -130,6 +137,12 @@ class ValkeyStore:
         self._turn = None
         waiting, self._waiting = self._waiting, {}
         for decisions in waiting.values():
+            self._call(decisions)
+
+    def _call(self, decisions: list[QueuedDecision]) -> None:
+        # A call that fails at once ends decisions in here. What their callers ask next waits for the turn.
+        self._calling = True
+        try:
             for some in in_calls(decisions):
                 first = self._last + 1
                 self._last += len(some)
@@ -138,6 +151,8 @@ class ValkeyStore:
                 answer.addCallbacks(
                     self._answered, self._unanswered, callbackArgs=(call,), errbackArgs=(call,)
                 )
+        finally:
+            self._calling = False
 
     def _answered(self, reply: object, call: AcquireCall) -> None:
         self._open -= len(call)

@@ -1,7 +1,4 @@
-"""Looking through the keys of all primaries, in slices.
-
-The one face of Valkey: commands and scripts on the primary, whatever kind of set-up it is in.
-"""
+"""Commands and scripts on the primary of Valkey, in each kind of set-up, and a scan of all its keys."""
 
 from __future__ import annotations
 

@@ -68,6 +68,6 @@ def test_a_server_that_is_asked_too_much_is_told_to_drown(simulation: Any) -> No
 
 def test_costs_are_taken_apart_as_they_were_put_together(simulation: Any) -> None:
     true = costs(simulation, write=7e-6, call=1.9e-5, asked=1.1e-5)
-    one, pipelined, together = true.of(1, 1, 1), true.of(1 / 16, 1, 1), true.of(1 / 64, 1 / 64, 1)
+    one, pipelined, together = true.of(1, 1, 1), true.of(1 / 16, 1, 1), true.of(1 / 32, 1 / 32, 1)
     found = simulation.Costs.solved(one, pipelined, together)
     assert (found.write, found.call, found.asked) == pytest.approx((true.write, true.call, true.asked))

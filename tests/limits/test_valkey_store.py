@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from elemta.errors import StoreUnavailable, ValkeyError, ValkeyFailure
 from elemta.limits.store import LEASE_SECONDS, Decision, ILimitStore, LimitSpec, Receipt, Request
+from elemta.limits.valkey_calls import DECISIONS
 from elemta.limits.valkey_returns import CANCELLED_AT_ONCE
 from elemta.limits.valkey_store import MOST_WAITING, ValkeyStore
 from elemta.limits.window import Bound
@@ -90,6 +92,11 @@ def lost(*names: str) -> Callable[..., None]:
     return after
 
 
+def refused(script: Any, keys: Sequence[bytes], args: Sequence[Any]) -> None:
+    """Nothing is sent."""
+    raise ValkeyError(ValkeyFailure.DISCONNECTED, "not connected")
+
+
 def test_it_is_a_limit_store(node: Node) -> None:
     assert verifyObject(ILimitStore, node.store)
 
@@ -158,10 +165,41 @@ def test_a_key_of_another_limit_or_identity_is_another_key(node: Node) -> None:
 
 
 def test_all_that_is_asked_in_one_turn_is_one_call(node: Node) -> None:
-    later = [node.store.acquire([Request(IP, f"10.0.0.{n}"), Request(MANY, "a")]) for n in range(50)]
+    few = DECISIONS - 1
+    later = [node.store.acquire([Request(IP, f"10.0.0.{n}"), Request(MANY, "a")]) for n in range(few)]
+    assert node.valkey.calls == []
     node.clock.advance(0)
     assert all(result(answer).granted for answer in later)
     assert node.valkey.calls == ["acquire"]
+
+
+def test_a_call_that_is_full_is_sent_before_the_turn_ends(node: Node) -> None:
+    later = [node.store.acquire([Request(IP, f"10.0.0.{n}")]) for n in range(2 * DECISIONS + 1)]
+    assert node.valkey.calls == ["acquire"] * 2
+    node.clock.advance(0)
+    assert all(result(answer).granted for answer in later)
+    assert node.valkey.calls == ["acquire"] * 3
+
+
+def test_what_callers_ask_when_a_call_fails_at_once_waits_for_the_turn(node: Node) -> None:
+    """Else each of them would go deeper into the stack."""
+    node.valkey.before = refused
+    asked: list[Deferred[Decision]] = []
+
+    def ask_two(failure: Failure) -> None:
+        failure.trap(StoreUnavailable)
+        asked.extend(node.store.acquire([Request(IP, "a")]) for _ in range(2))
+
+    for _ in range(DECISIONS - 1):
+        node.store.acquire([Request(IP, "a")]).addErrback(ask_two)
+    asked.append(node.store.acquire([Request(IP, "a")]))
+    assert node.valkey.calls == ["acquire"]
+    assert len(asked) == 2 * (DECISIONS - 1) + 1
+    node.clock.advance(0)
+    assert node.valkey.calls == ["acquire"] * 2
+    for each in asked:
+        with pytest.raises(StoreUnavailable):
+            result(each)
 
 
 def test_decisions_of_one_turn_see_each_others_charges(node: Node) -> None:
@@ -181,7 +219,7 @@ def test_one_call_is_bounded(node: Node) -> None:
     node.clock.advance(0)
     assert all(result(answer).granted for answer in later)
     assert max(sizes) <= 192
-    assert len(sizes) == 6
+    assert len(sizes) == 2 + -(-200 // DECISIONS)
 
 
 def test_a_decision_with_more_keys_than_a_call_should_have_is_still_one(node: Node) -> None:

@@ -48,7 +48,8 @@ class ScriptedLink:
 class ScriptedRemote:
     """One node's way to the store. A lease that was not asked for is written with the next renewal, and one
 
-    whose release is lost ends by itself, because it is not renewed.
+    whose release is lost ends by itself, because it is not renewed. What is granted to a caller that went
+    away is taken back.
     """
 
     renewal: float | None = 3.0
@@ -115,8 +116,16 @@ class ScriptedRemote:
         if self.network is Network.SILENT:
             self.clock.callLater(DEADLINE, lambda: answer.errback(StoreUnavailable("no answer in time")))
         else:
-            self.clock.callLater(self.latency, lambda: answer.callback(effect()))
+            self.clock.callLater(self.latency, self._arrive, answer, effect)
         return answer
+
+    def _arrive(self, answer: Deferred[Any], effect: Callable[[], Any]) -> None:
+        result = effect()
+        if not answer.called:
+            answer.callback(result)
+        elif isinstance(result, Decision):
+            self.server.refund([receipt for receipt in result.receipts if not receipt.is_lease])
+            self.server.release(result.receipts)
 
 
 class ScriptedFleet:
