@@ -64,7 +64,7 @@ class ValkeyStore:
         self._views = Views(valkey, self._keys, self._definitions)
         self._waiting: dict[str, list[QueuedDecision]] = {}
         self._open = 0
-        self._calling = False
+        self._sending = False
         self._turn: Any = None
         self._renewing = False
         self._again: list[Deferred[None]] = []
@@ -85,23 +85,20 @@ class ValkeyStore:
             return succeed(Decision())
         if self._open >= MOST_WAITING:
             return fail(self._valkey.overloaded("too many decisions are under way"))
-        if not self._valkey.clustered:
-            return self._queue("", requests)
-        parts = [self._queue(tag, some) for tag, some in self._by_tag(requests).items()]
-        return parts[0] if len(parts) == 1 else self._reserve(requests, parts)
-
-    def _queue(self, tag: str, requests: Sequence[Request]) -> Deferred[Decision]:
-        """Put it into the next call for this tag, which is made now where it is full."""
-        decision = QueuedDecision(requests)
-        waiting = self._waiting.setdefault(tag, [])
-        waiting.append(decision)
-        self._open += 1
-        if len(waiting) >= DECISIONS and not self._calling:
-            del self._waiting[tag]
-            self._call(waiting)
+        parts = []
+        full = False
+        for tag, some in self._by_tag(requests).items() if self._valkey.clustered else (("", requests),):
+            decision = QueuedDecision(some)
+            parts.append(decision.deferred)
+            waiting = self._waiting.setdefault(tag, [])
+            waiting.append(decision)
+            full = full or len(waiting) >= DECISIONS
+        self._open += len(parts)
+        if full and not self._sending:
+            self._send()
         elif self._turn is None:
             self._turn = self._reactor.callLater(0, self._send)
-        return decision.deferred
+        return parts[0] if len(parts) == 1 else self._reserve(requests, parts)
 
     def refund(self, receipts: Sequence[Receipt]) -> Deferred[None] | None:
         """Fails with StoreUnavailable when what was charged stays charged, or may."""
@@ -134,25 +131,23 @@ class ValkeyStore:
         return dict(by_tag)
 
     def _send(self) -> None:
+        """At the end of the turn, and before it where a call is full."""
         self._turn = None
         waiting, self._waiting = self._waiting, {}
-        for decisions in waiting.values():
-            self._call(decisions)
-
-    def _call(self, decisions: list[QueuedDecision]) -> None:
         # A call that fails at once ends decisions in here. What their callers ask next waits for the turn.
-        self._calling = True
+        self._sending = True
         try:
-            for some in in_calls(decisions):
-                first = self._last + 1
-                self._last += len(some)
-                call = AcquireCall(some, first, self._keys, self._definitions, self._leases)
-                answer = self._valkey.run(ACQUIRE, call.keys, call.args)
-                answer.addCallbacks(
-                    self._answered, self._unanswered, callbackArgs=(call,), errbackArgs=(call,)
-                )
+            for decisions in waiting.values():
+                for some in in_calls(decisions):
+                    first = self._last + 1
+                    self._last += len(some)
+                    call = AcquireCall(some, first, self._keys, self._definitions, self._leases)
+                    answer = self._valkey.run(ACQUIRE, call.keys, call.args)
+                    answer.addCallbacks(
+                        self._answered, self._unanswered, callbackArgs=(call,), errbackArgs=(call,)
+                    )
         finally:
-            self._calling = False
+            self._sending = False
 
     def _answered(self, reply: object, call: AcquireCall) -> None:
         self._open -= len(call)
