@@ -68,23 +68,25 @@ def then(
     """``step(value, …)`` now, or once the Deferred has fired; what it returns may have to be waited for, too.
 
     A Deferred that failed fails the result, or raises here where it has failed already. Cancelling is as in
-    :func:`run`.
+    :func:`run`. No other Deferred is made: the one that is given becomes the result.
     """
     # Deferred is an abstract base class, whose isinstance() takes ten times as long.
     if Deferred not in type(value).__mro__:
         return step(value, *args, **kwargs)  # type: ignore[arg-type]  # a cast is a call
-    return run(_step_later(cast("Deferred[V]", value), step, *args, **kwargs))
+    later: Deferred[V] = value  # type: ignore[assignment]  # as above
+    result: Deferred[T] = later.addCallback(step, *args, **kwargs)
+    if not result.called or result.paused:
+        return result
+    reached: Any = result.result
+    if isinstance(reached, Failure):
+        result.addErrback(_handled)
+        reached.raiseException()
+    at_once: T = reached
+    return at_once
 
 
-def _step_later(
-    value: Deferred[V],
-    step: Callable[Concatenate[V, P], MaybeDeferred[T]],
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> Steps[T]:
-    arrived: V = yield value
-    result: T = yield step(arrived, *args, **kwargs)
-    return result
+def _handled(failure: Failure) -> None:
+    """It is raised."""
 
 
 def handled(

@@ -49,8 +49,7 @@ class RemoteStore(ReturnStore, Protocol):
     @property
     def renewal(self) -> float | None: ...
 
-    def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Decision]:
-        """As in ILimitStore. After a cancellation the store itself takes back what it grants."""
+    def acquire(self, requests: Sequence[Request]) -> MaybeDeferred[Decision]: ...
 
     def peek(self, requests: Sequence[Request]) -> MaybeDeferred[tuple[Usage, ...]]: ...
 

@@ -162,7 +162,8 @@ class ILimitStore(Interface):
     def acquire(requests: Sequence[Request]) -> MaybeDeferred[Decision]:
         """Charge the binding requests all or none, in one round trip; see :class:`LimitSpec` for the others.
 
-        What is refused is not charged. A refusal reports every binding request that falls short.
+        What is refused is not charged. A refusal reports every binding request that falls short. What is
+        granted after the Deferred was cancelled, the store itself gives back.
         """
 
     def refund(receipts: Sequence[Receipt]) -> MaybeDeferred[None]:

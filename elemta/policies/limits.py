@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
 from twisted.plugin import IPlugin
-from twisted.python.failure import Failure
 from zope.interface import alsoProvides, implementer
 from zope.interface.interface import InterfaceClass
 
@@ -40,10 +38,10 @@ from elemta.policy import (
     Steps,
     Transaction,
     Verdict,
-    detached,
     limit_verdict,
     run,
     setting,
+    then,
 )
 
 _LEDGER = "ledger"
@@ -109,10 +107,9 @@ class LimitsPolicy:
     connection stay when a policy refuses it; only its lease ends.
     """
 
-    def __init__(self, limits: Limits, reactor: IReactorTime, log: Logger, options: LimitsOptions) -> None:
+    def __init__(self, limits: Limits, reactor: IReactorTime, options: LimitsOptions) -> None:
         self._limits = limits
         self._reactor = reactor
-        self._log = log
         self.max_delay = options.max_delay
         self._delayed = 0
         charged = {stage for stage in _STAGES if limits.charges(stage)}
@@ -193,10 +190,7 @@ class LimitsPolicy:
 
     def _charge_login(self, session: Session, username: str) -> Steps[Verdict]:
         ledger = _ledger(session)
-        asked = detached(
-            self._limits.charge_login(session, username), self._give_back_unwanted, self._log_unwanted
-        )
-        charge: Charge = yield asked
+        charge: Charge = yield self._limits.charge_login(session, username)
         if charge.refusal is not None:
             return limit_verdict(charge.refusal, Stage.LOGIN)
         ledger.login = charge.receipts
@@ -205,7 +199,7 @@ class LimitsPolicy:
     def _charge(self, about: _Charged, *, again: bool = False) -> MaybeDeferred[Verdict]:
         may_delay = not again and self._delayed < MAX_DELAYED
         began = self._reactor.seconds()
-        asked = self._limits.charge(
+        charge = self._limits.charge(
             about.stage,
             about.session,
             about.transaction,
@@ -213,13 +207,11 @@ class LimitsPolicy:
             already=about.already,
             may_delay=may_delay,
         )
-        asked = detached(asked, self._give_back_unwanted, self._log_unwanted)
-        return run(self._record(asked, about, may_delay, began))
+        return then(charge, self._record, about, may_delay, began)
 
     def _record(
-        self, asked: MaybeDeferred[Charge], about: _Charged, may_delay: bool, began: float
-    ) -> Steps[Verdict]:
-        charge: Charge = yield asked
+        self, charge: Charge, about: _Charged, may_delay: bool, began: float
+    ) -> MaybeDeferred[Verdict]:
         if about.over:
             self._give_back(charge.receipts)
             return CONTINUE
@@ -230,10 +222,13 @@ class LimitsPolicy:
         if refusal is None:
             return CONTINUE
         if may_delay and refusal.delays and self._delayed < MAX_DELAYED:
-            yield from self._delay(refusal, began)
-            verdict: Verdict = CONTINUE if about.over else (yield self._charge(about, again=True))
-            return verdict
+            return run(self._charge_again(about, refusal, began))
         return limit_verdict(refusal, about.stage)
+
+    def _charge_again(self, about: _Charged, refusal: LimitRefusal, began: float) -> Steps[Verdict]:
+        yield from self._delay(refusal, began)
+        verdict: Verdict = CONTINUE if about.over else (yield self._charge(about, again=True))
+        return verdict
 
     def _delay(self, refusal: LimitRefusal, began: float) -> Steps[None]:
         """Wait until it would pass, or as long as we may: what the first check took is a part of that."""
@@ -243,13 +238,6 @@ class LimitsPolicy:
             yield deferLater(self._reactor, min(refusal.retry_after + _MARGIN, left))
         finally:
             self._delayed -= 1
-
-    def _give_back_unwanted(self, charge: Charge) -> None:
-        """The session did not wait for the store's answer: give back what was charged."""
-        self._give_back(charge.receipts)
-
-    def _log_unwanted(self, failure: Failure) -> None:
-        self._log.failure("a limit failed after its caller had gone", failure, event="limits.internal_error")
 
     def _give_back(self, receipts: tuple[Receipt, ...]) -> None:
         self._limits.refund(receipts)
@@ -272,4 +260,4 @@ class LimitsPlugin:
 
     def build(self, options: LimitsOptions, services: Services) -> LimitsPolicy:
         """The policy over the limits of the configuration."""
-        return LimitsPolicy(services.limits, services.reactor, services.log, options)
+        return LimitsPolicy(services.limits, services.reactor, options)

@@ -6,7 +6,7 @@ what works with 2.x works with every later 2.y. A plugin for version 1 works unc
 
 from elemta.address import Address
 from elemta.config import REQUIRED, Mode, NoOptions, OnError, setting
-from elemta.deferred_value import MaybeDeferred, Steps, detached, run
+from elemta.deferred_value import MaybeDeferred, Steps, detached, run, then
 from elemta.dns import NULL_MX, MailExchanger
 from elemta.domains import Domains
 from elemta.envelope import Client, Envelope, MailParameters, Notify, Recipient
@@ -204,4 +204,5 @@ __all__ = [
     "reply_of",
     "run",
     "setting",
+    "then",
 ]

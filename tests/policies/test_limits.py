@@ -108,7 +108,13 @@ class LateStore(LocalStore):
     def deliver(self) -> None:
         pending, self.pending = self.pending, []
         for answer, requests in pending:
-            answer.callback(super().acquire(requests))
+            decision = super().acquire(requests)
+            if answer.called:
+                # It was cancelled: each store gives back what no caller gets.
+                self.refund([receipt for receipt in decision.receipts if not receipt.is_lease])
+                self.release(decision.receipts)
+            else:
+                answer.callback(decision)
 
 
 @pytest.mark.parametrize(
