@@ -85,7 +85,7 @@ class Simulated:
     late: float
 
     @property
-    def drowned(self) -> bool:
+    def overloaded(self) -> bool:
         """More is asked than the servers can answer."""
         return self.busy >= 1.0
 

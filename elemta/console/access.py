@@ -273,7 +273,7 @@ class ConsoleAccess:
     ) -> tuple[str, str]:
         if self._first_token.matches(password.decode("utf-8", "replace")):
             return FIRST_TOKEN_ACTOR, ""
-        claim = Claim(network_identity(ip), known=standing is not LoginHistory.STRANGER)
+        claim = Claim(network_identity(ip), known=standing is not LoginHistory.UNKNOWN)
         user = await self._authenticator.verify(username, password, client=str(ip), claim=claim)
         account = self._accounts.accounts.users.get(user)
         if account is None:

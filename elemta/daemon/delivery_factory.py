@@ -70,7 +70,7 @@ class DeliveryFactory:
         self._pauses = pauses
         self._components, self._parts = components, parts
         self._settings = replace(parts.delivery, own_addresses=tuple(places), trace=self._shared.trace)
-        self._pace = OutboundLimiter(components.limiter)
+        self._outbound_limiter = OutboundLimiter(components.limiter)
 
     def from_own(self, spool: Spool) -> DeliveryScheduler:
         """For this node's own spool; it is not started."""
@@ -138,7 +138,7 @@ class DeliveryFactory:
             self._settings,
             self._shared.metrics.delivery,
             resolver=self._mail.resolver.deliveries,
-            pace=self._pace,
+            limiter=self._outbound_limiter,
             hooks=self._components.chain.delivery_hooks,
             memory=self._mail.hop_memory,
             host=self._shared.fleet.slots,
@@ -157,6 +157,6 @@ class DeliveryFactory:
         """Go on under other components, these deliveries too."""
         self._components, self._parts = components, parts
         self._settings = replace(parts.delivery, own_addresses=tuple(places), trace=self._shared.trace)
-        self._pace.limiter = components.limiter
+        self._outbound_limiter.limiter = components.limiter
         for delivery in deliveries:
             delivery.reconfigure(parts.routes, self._settings, components.chain.delivery_hooks)

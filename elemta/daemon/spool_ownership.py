@@ -27,7 +27,7 @@ class PartitionOwnership:
 
     def __init__(self, fleet: Membership, clock: IReactorTime, node: str) -> None:
         self.gone: str | None = None
-        self._over: Callable[[str], object] = _nobody
+        self._over: Callable[[str], object] = _ignore
         self._fleet = fleet
         self._clock = clock
         self._node = node
@@ -85,7 +85,7 @@ class PartitionOwnership:
     async def leave(self) -> None:
         """Let others have it."""
         lease, self._lease = self._lease, None
-        self._over = _nobody
+        self._over = _ignore
         if lease is not None:
             await lease.give_up()
 
@@ -117,5 +117,5 @@ async def _owner(lease: SpoolLease) -> LeaseOwner | None:
         return None
 
 
-def _nobody(_: str) -> None:
-    """Nothing needs this."""
+def _ignore(_: str) -> None:
+    """The end of a right that nothing works by."""

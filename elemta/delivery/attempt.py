@@ -57,9 +57,9 @@ class AttemptRunner:
         *,
         expiry: ExpiryScanner,
         judge: DestinationJudge,
-        ways: Router,
+        router: Router,
         settings: DeliverySettings,
-        pace: OutboundLimiter | None,
+        limiter: OutboundLimiter | None,
         notices: SuccessNotices,
     ) -> None:
         self.abandoned = False
@@ -71,17 +71,17 @@ class AttemptRunner:
         self._transports = transports
         self._expiry = expiry
         self._judge = judge
-        self._ways = ways
+        self._router = router
         self._settings = settings
-        self._limits = pace
+        self._limits = limiter
         self._notices = notices
         self._delivered = DeliveredRecorder(queue)
         # Parts of whose last attempt something went wrong before it could be recorded as it should be.
         self._faults: RecentFaults[Key] = RecentFaults()
 
-    def reconfigure(self, ways: Router, settings: DeliverySettings) -> None:
+    def reconfigure(self, router: Router, settings: DeliverySettings) -> None:
         """Use these for every attempt from now on."""
-        self._ways = ways
+        self._router = router
         self._settings = settings
 
     async def make(self, message: QueuedMessage) -> None:
@@ -98,57 +98,57 @@ class AttemptRunner:
                 return
             if self._expiry.gives_up(message):
                 return
-            ways = await self._ways.sort(message)
-            if ways.elsewhere:
-                await self._move(message, ways.elsewhere)
-            elif message.destination == HELD and ways.here:
-                await self._hold(message, [route.hold_reason for route in ways.here])
-            elif ways.here:
-                await self._carry(message, ways)
+            by_route = await self._router.sort(message)
+            if by_route.elsewhere:
+                await self._move(message, by_route.elsewhere)
+            elif message.destination == HELD and by_route.here:
+                await self._hold(message, [route.hold_reason for route in by_route.here])
+            elif by_route.here:
+                await self._deliver(message, by_route)
             else:
-                await self._record(message, _kept_waiting(message, ways, self._clock.seconds()), None)
+                await self._record(message, _kept_waiting(message, by_route, self._clock.seconds()), None)
         except SpoolError:
             raise
         except Exception as error:
             await self._record_anyhow(message, self._delivered.outcomes(message), error)
             self._delivered.forget(message)
 
-    async def _carry(self, message: QueuedMessage, ways: SortedRecipients) -> None:
+    async def _deliver(self, message: QueuedMessage, by_route: SortedRecipients) -> None:
         if not self._queue.settled:
             raise SpoolError("the spool can't be written, so that nothing may be delivered")
         limits = self._limits
-        go = FREE if limits is None or not limits.counts else await self._acquire(message, ways, limits)
+        go = FREE if limits is None or not limits.counts else await self._acquire(message, by_route, limits)
         if go is None:
             return
         began = (self._destinations.epoch(message.destination), self._clock.seconds())
         taken = self._delivered.begin(message)
         try:
-            await self._carry_noted(message, ways, go, taken, began)
+            await self._deliver_and_record(message, by_route, go, taken, began)
         finally:
             self._delivered.end(message)
 
-    async def _carry_noted(
+    async def _deliver_and_record(
         self,
         message: QueuedMessage,
-        ways: SortedRecipients,
+        by_route: SortedRecipients,
         go: Permit,
         taken: Taken,
         began: tuple[int, float],
     ) -> None:
-        carried = await self._carried(message, ways, taken)
+        outcomes = await self._outcomes_of(message, by_route, taken)
         try:
-            delivered = delivered_of(carried, taken)
-            rest = rest_of(carried, delivered)
+            delivered = delivered_of(outcomes, taken)
+            rest = rest_of(outcomes, delivered)
         except Exception:
             # The same with nothing that could be wrong: no words of the next hop, and no function of ours.
             _log.failure("an outcome failed", event="delivery.outcomes_failed", queue_id=message.queue_id)
-            sent = (each.recipient for each in carried if each.status is Status.DELIVERED)
+            sent = (each.recipient for each in outcomes if each.status is Status.DELIVERED)
             done = dict.fromkeys([*taken, *sent])
             delivered = [
                 Outcome(message.queue_id, each, Status.DELIVERED, "", "", "", message.envelope.received_at)
                 for each in done
             ]
-            rest = tuple(each for each in carried if each.recipient not in done)
+            rest = tuple(each for each in outcomes if each.recipient not in done)
         owed: Collection[Address] = ()
         try:
             # Before metrics, policies and the sender learn of it, and before anything else that may fail.
@@ -168,12 +168,12 @@ class AttemptRunner:
             tried = [each for each in rest if each.reached is not ReachedStage.NOTHING_FREE] if rest else ()
             self._tell(message, (*delivered, *tried))
             if go.receipts:
-                await self._give_back(go, sent=bool(delivered) or furthest(carried) is ReachedStage.ANSWERED)
+                await self._give_back(go, sent=bool(delivered) or furthest(outcomes) is ReachedStage.ANSWERED)
         if self.abandoned:
             return  # the rest begins anew after the next start, which also tells of what was delivered
         if owed:
             await self._notices.send(message, delivered)
-        await self._record_rest(message, ways, carried, rest, began)
+        await self._record_rest(message, by_route, outcomes, rest, began)
 
     def _tell(self, message: QueuedMessage, outcomes: Sequence[Outcome]) -> None:
         try:
@@ -185,11 +185,11 @@ class AttemptRunner:
                 queue_id=message.queue_id,
             )
 
-    async def _carried(
-        self, message: QueuedMessage, ways: SortedRecipients, taken: Taken
+    async def _outcomes_of(
+        self, message: QueuedMessage, by_route: SortedRecipients, taken: Taken
     ) -> tuple[Outcome, ...]:
         try:
-            return await self._transports.deliver(message, ways.here, taken)
+            return await self._transports.deliver(message, by_route.here, taken)
         except Exception:
             _log.failure(
                 "a delivery attempt failed with an internal error",
@@ -197,24 +197,24 @@ class AttemptRunner:
                 queue_id=message.queue_id,
             )
         text = "a fault inside Elemta; the log has it"
-        return _all_deferred(message, ways, text, "4.3.0", self._clock.seconds())
+        return _all_deferred(message, by_route, text, "4.3.0", self._clock.seconds())
 
     async def _record_rest(
         self,
         message: QueuedMessage,
-        ways: SortedRecipients,
-        carried: Sequence[Outcome],
+        by_route: SortedRecipients,
+        outcomes: Sequence[Outcome],
         rest: Sequence[Outcome],
         began: tuple[int, float],
     ) -> None:
         """Record the outcomes of the recipients to which it did not deliver, if there are any."""
-        kept = _kept_waiting(message, ways, self._clock.seconds()) if ways.waiting else ()
-        if rest and furthest(carried) is ReachedStage.NOTHING_FREE:
+        kept = _kept_waiting(message, by_route, self._clock.seconds()) if by_route.waiting else ()
+        if rest and furthest(outcomes) is ReachedStage.NOTHING_FREE:
             self._destinations.put_back(message, self._clock.seconds() + _NOTHING_FREE)
             if self._is_too_old(message):
                 await self._record(message, (*rest, *kept), None)
             return
-        retry_at = self._judge.judged(message.destination, carried, *began)
+        retry_at = self._judge.judged(message.destination, outcomes, *began)
         if rest or kept:
             await self._record(message, (*rest, *kept), retry_at)
 
@@ -228,13 +228,13 @@ class AttemptRunner:
             log_not_released(Failure())
 
     async def _acquire(
-        self, message: QueuedMessage, ways: SortedRecipients, limits: OutboundLimiter
+        self, message: QueuedMessage, by_route: SortedRecipients, limits: OutboundLimiter
     ) -> Permit | None:
         """Ask whether this may leave now; None where it waits, which is noted."""
-        destination = next(iter(ways.here)).limited_as(message.destination)
+        destination = next(iter(by_route.here)).limited_as(message.destination)
         if destination is None:
             return FREE
-        everyone = [recipient for recipients in ways.here.values() for recipient in recipients]
+        everyone = [recipient for recipients in by_route.here.values() for recipient in recipients]
         answer: Permit | Throttled = await value_of(limits.acquire(destination, message.envelope, everyone))
         if isinstance(answer, Permit):
             self.throttled.pop(message.key, None)
@@ -246,8 +246,8 @@ class AttemptRunner:
         if self._is_too_old(message):
             text = f"it waits for the limit {answer.limit}"
             # RFC 3463 §3.5 X.4.5
-            paced = _all_deferred(message, ways, text, "4.4.5", now)
-            await self._record(message, (*paced, *_kept_waiting(message, ways, now)), None)
+            paced = _all_deferred(message, by_route, text, "4.4.5", now)
+            await self._record(message, (*paced, *_kept_waiting(message, by_route, now)), None)
         elif not answer.whole_destination:
             # Not beyond its end: what waits for a limit expires like other mail.
             until = min(until, self._end(message))
@@ -347,19 +347,19 @@ class AttemptRunner:
 
 
 def _all_deferred(
-    message: QueuedMessage, ways: SortedRecipients, text: str, enhanced: str, now: float
+    message: QueuedMessage, by_route: SortedRecipients, text: str, enhanced: str, now: float
 ) -> tuple[Outcome, ...]:
     """The outcomes of recipients to which nothing was delivered, all for the same reason."""
     return tuple(
         Outcome(
             message.queue_id, each.address, Status.DEFERRED, text, route.target, "", now, enhanced=enhanced
         )
-        for route, recipients in ways.here.items()
+        for route, recipients in by_route.here.items()
         for each in recipients
     )
 
 
-def _kept_waiting(message: QueuedMessage, ways: SortedRecipients, now: float) -> tuple[Outcome, ...]:
+def _kept_waiting(message: QueuedMessage, by_route: SortedRecipients, now: float) -> tuple[Outcome, ...]:
     """The outcomes of recipients that a policy lets wait."""
     return tuple(
         Outcome(
@@ -372,5 +372,5 @@ def _kept_waiting(message: QueuedMessage, ways: SortedRecipients, now: float) ->
             now,
             enhanced=route.enhanced,
         )
-        for recipient, route in ways.waiting
+        for recipient, route in by_route.waiting
     )

@@ -104,15 +104,15 @@ class _Sending:
 
     def __init__(
         self,
-        home: Connections,
+        connections: Connections,
         hop: NextHop,
         transaction: ClientTransaction,
         open_content: OpenContent,
     ) -> None:
-        self._home = home
-        self._pool = home.pool
-        self._dialling = home.dialling
-        self._metrics = home.metrics
+        self._connections = connections
+        self._pool = connections.pool
+        self._dialling = connections.dialling
+        self._metrics = connections.metrics
         self._hop = hop
         self._transaction = transaction
         self._attempt = transaction.attempt
@@ -122,7 +122,7 @@ class _Sending:
         self._sessions = 0
         self._most_sessions = _MOST_SESSIONS
         self._other_ways = 0
-        self._abandoned = home.abandoned
+        self._abandoned = connections.abandoned
         self._unreachable: list[str] = []
         self._faults: list[LocalFault] = []
         self._refusal: tuple[Outcome, ...] | None = None
@@ -185,7 +185,7 @@ class _Sending:
 
     @property
     def _is_over(self) -> bool:
-        return self._sessions >= self._most_sessions or self._abandoned != self._home.abandoned
+        return self._sessions >= self._most_sessions or self._abandoned != self._connections.abandoned
 
     async def _with(self, candidate: Candidate) -> tuple[Outcome, ...] | None:
         addresses = await self._dialling.addresses(candidate, self._hop.terms)
@@ -290,7 +290,7 @@ class _Sending:
         Of none of them it has the message: it said so.
         """
         address = kept.connection.address
-        if self._other_ways >= _MOST_OTHER_WAYS or self._abandoned != self._home.abandoned:
+        if self._other_ways >= _MOST_OTHER_WAYS or self._abandoned != self._connections.abandoned:
             return None
         again = kept.connection.again
         if again:

@@ -56,11 +56,11 @@ class DestinationJudge:
             self._outages.clear()
 
     def judged(
-        self, destination: str, carried: Sequence[Outcome], epoch: int, started: float
+        self, destination: str, outcomes: Sequence[Outcome], epoch: int, started: float
     ) -> float | None:
         """Note how the destination did; when it is to be tried again, if it decides that. Never fails."""
         try:
-            return self._judge(destination, carried, epoch, started)
+            return self._judge(destination, outcomes, epoch, started)
         except Exception:
             # What is thought of a destination costs no record.
             _log.failure(
@@ -71,28 +71,28 @@ class DestinationJudge:
             return None
 
     def _judge(
-        self, destination: str, carried: Sequence[Outcome], epoch: int, started: float
+        self, destination: str, outcomes: Sequence[Outcome], epoch: int, started: float
     ) -> float | None:
         if destination == LOCAL:
             return None
         now = self._clock.seconds()
-        if all_delivered(carried):
-            self._note_answer(destination, carried, now, delivered=True)
+        if all_delivered(outcomes):
+            self._note_answer(destination, outcomes, now, delivered=True)
             return None
-        if furthest(carried) is ReachedStage.NOWHERE:
+        if furthest(outcomes) is ReachedStage.NOWHERE:
             down = self._destinations.failed(destination, epoch, started)
-        elif broke_off(carried):
+        elif broke_off(outcomes):
             down = self._destinations.broke_off(destination) and self._destinations.failed(
                 destination, epoch, started
             )
         else:
-            delivered = any(outcome.status is Status.DELIVERED for outcome in carried)
-            self._note_answer(destination, carried, now, delivered=delivered)
+            delivered = any(outcome.status is Status.DELIVERED for outcome in outcomes)
+            self._note_answer(destination, outcomes, now, delivered=delivered)
             return None
         if down:
             answered_before = self._destinations.answered_before(destination)
-            self._block(destination, carried[0], now, started)
-            self._early_probes.failed(destination, lacking(carried), started, answered_before=answered_before)
+            self._block(destination, outcomes[0], now, started)
+            self._early_probes.failed(destination, lacking(outcomes), started, answered_before=answered_before)
         found = self._destinations.find(destination)
         if found is None or not found.failures:
             return None
@@ -100,9 +100,9 @@ class DestinationJudge:
         return found.shut_until if found.shut_until < inf else found.regular_probe
 
     def _note_answer(
-        self, destination: str, carried: Sequence[Outcome], now: float, *, delivered: bool
+        self, destination: str, outcomes: Sequence[Outcome], now: float, *, delivered: bool
     ) -> None:
-        works = working(carried)
+        works = working(outcomes)
         if works is not LocalFault.NONE:
             names_known = self._destinations.is_answering(destination)
             self._early_probes.answered(works, now, names_known=names_known)

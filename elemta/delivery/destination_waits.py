@@ -31,7 +31,7 @@ _NO_CONNECTION = "it waits for a free connection"
 class DestinationWaits:
     """Tells how destinations do, and what each part waits for; the spool's `Waits`.
 
-    ``ways``, ``attempts`` and ``transports`` give what is in use at the moment, ``under_way`` the parts that
+    ``router``, ``attempts`` and ``transports`` give what is in use at the moment, ``under_way`` the parts that
     are attempted.
     """
 
@@ -40,19 +40,19 @@ class DestinationWaits:
         clock: SteadyWall,
         destinations: Destinations,
         *,
-        ways: Callable[[], Router],
+        router: Callable[[], Router],
         attempts: Callable[[], AttemptRunner],
         under_way: Callable[[], Mapping[Key, QueuedMessage]],
         transports: Callable[[], Transports],
-        pace: OutboundLimiter | None,
+        limiter: OutboundLimiter | None,
     ) -> None:
         self._clock = clock
         self._destinations = destinations
-        self._ways = ways
+        self._router = router
         self._attempts = attempts
         self._under_way = under_way
         self._transports = transports
-        self._limits = pace
+        self._limits = limiter
 
     def states(self) -> list[LabelledValue]:
         """How many destinations with mail may be tried now, and how many are blocked or paused, for the
@@ -67,11 +67,11 @@ class DestinationWaits:
     def destination_of(self, name: str) -> str | None:
         """The destination that an operator means by a name: a domain, or a route's target; None where mail
         goes to none of that name."""
-        return self._ways().destination_of(name)
+        return self._router().destination_of(name)
 
     def route_of(self, destination: str) -> str:
         """The target of the route by which mail for a destination goes."""
-        return self._ways().target_of(destination)
+        return self._router().target_of(destination)
 
     def status(self, name: str) -> DestinationStatus:
         """How a destination does."""
@@ -110,7 +110,7 @@ class DestinationWaits:
         names = self._destinations.shut(now, _MOST_NAMED)
         if self._limits is not None:
             for limited_as in self._limits.all_paced():
-                names += self._ways().destinations_of(limited_as)
+                names += self._router().destinations_of(limited_as)
         throttled = self._attempts().throttled
         keys = {key: row_key(key[0]) for key in throttled}
         return KnownWaits(
@@ -133,7 +133,7 @@ class DestinationWaits:
         return PAUSED if status.state is DestinationState.PAUSED else _reason(status)
 
     def _paced(self, name: str) -> tuple[str, float]:
-        found = None if self._limits is None else self._limits.paced(self._ways().limited_as(name))
+        found = None if self._limits is None else self._limits.paced(self._router().limited_as(name))
         return ("", 0.0) if found is None else found
 
 

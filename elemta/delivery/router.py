@@ -97,7 +97,7 @@ class SortedRecipients:
 
 
 class Router:
-    """Finds ways by the routes of the configuration, or by what a policy chooses in their place."""
+    """Finds the routes of recipients: those of the configuration, or what a policy chooses in their place."""
 
     def __init__(
         self, routes: RouteTable, settings: DeliverySettings, choose: RouteChooser | None = None
@@ -169,12 +169,12 @@ class Router:
         )
 
     async def sort(self, message: QueuedMessage) -> SortedRecipients:
-        """The ways of a part's recipients as things stand now.
+        """The recipients of a part by the routes that they have now.
 
         A policy is asked once for each attempt: what it chose when a part moved holds where it moved to, so
         that one with a new answer every time does not keep mail going round.
         """
-        ways = SortedRecipients()
+        by_route = SortedRecipients()
         settled: dict[Recipient, Route] = {}
         if self._settled:
             settled = self._settled.pop((message.queue_id, message.destination), {})
@@ -185,19 +185,19 @@ class Router:
             if route is None:
                 route = self.routes.route(recipient.address)
             if isinstance(route, WaitRoute):
-                ways.waiting.append((recipient, route))
+                by_route.waiting.append((recipient, route))
                 continue
             destination = route.destination(recipient)
             if destination == message.destination:
-                ways.here.setdefault(route, []).append(recipient)
+                by_route.here.setdefault(route, []).append(recipient)
             else:
-                ways.elsewhere.setdefault(destination, []).append(recipient)
+                by_route.elsewhere.setdefault(destination, []).append(recipient)
                 self._settle(message.queue_id, destination, recipient, route)
-        if ways.elsewhere:
-            for route, recipients in ways.here.items():
+        if by_route.elsewhere:
+            for route, recipients in by_route.here.items():
                 for recipient in recipients:
                     self._settle(message.queue_id, message.destination, recipient, route)
-        return ways
+        return by_route
 
     def _settle(self, queue_id: str, destination: str, recipient: Recipient, route: Route) -> None:
         if self._choose is None:

@@ -1,4 +1,4 @@
-"""The service that empties the queue: takes what is due, has it carried, and records what became of it."""
+"""The service that empties the queue: takes what is due, has it delivered, and records what became of it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class DeliveryScheduler(Service):
         metrics: DeliveryMetrics | None = None,
         *,
         resolver: MailResolver | None = None,
-        pace: OutboundLimiter | None = None,
+        limiter: OutboundLimiter | None = None,
         hooks: DeliveryHooks | None = None,
         memory: HopMemory | None = None,
         host: HostSlots | None = None,
@@ -80,9 +80,9 @@ class DeliveryScheduler(Service):
         self._queue = queue
         self._settings = settings
         self._metrics = metrics or DeliveryMetrics()
-        self._resolver, self._limits, self._hooks = resolver, pace, hooks
+        self._resolver, self._limits, self._hooks = resolver, limiter, hooks
         self._memory = memory or HopMemory(runtime.reactor.seconds)
-        self._ways = router_of(routes, settings, hooks)
+        self._router = router_of(routes, settings, hooks)
         self._destinations = Destinations(self._limit, settings.max_messages)
         self._expiry = ExpiryScanner(queue, self._destinations, settings)
         #: What operators do about destinations.
@@ -94,11 +94,11 @@ class DeliveryScheduler(Service):
         self.waits = DestinationWaits(
             self._time,
             self._destinations,
-            ways=lambda: self._ways,
+            router=lambda: self._router,
             attempts=lambda: self._attempts,
             under_way=lambda: self._under_way,
             transports=lambda: self._transports,
-            pace=pace,
+            limiter=limiter,
         )
         self._early_probes = EarlyProbes(
             runtime.reactor, self._time.seconds, self._probe_early, self._free_for_unknown
@@ -146,7 +146,7 @@ class DeliveryScheduler(Service):
             self._metrics,
             resolver=self._resolver,
             hooks=self._hooks,
-            pace=self._limits,
+            limiter=self._limits,
             memory=self._memory,
             host=self._host,
         )
@@ -157,9 +157,9 @@ class DeliveryScheduler(Service):
             self._transports,
             expiry=self._expiry,
             judge=self._judge,
-            ways=self._ways,
+            router=self._router,
             settings=self._settings,
-            pace=self._limits,
+            limiter=self._limits,
             notices=self._notices,
         )
         self._used_up = False
@@ -167,7 +167,7 @@ class DeliveryScheduler(Service):
     @property
     def routes(self) -> tuple[Route, ...]:
         """The routes in force."""
-        return self._ways.routes.routes
+        return self._router.routes.routes
 
     @property
     def under_way(self) -> int:
@@ -179,8 +179,8 @@ class DeliveryScheduler(Service):
     ) -> None:
         """Use these for every attempt from now on; destinations that were down are tried again."""
         self._settings, self._hooks = settings, hooks
-        self._ways = router_of(routes, settings, hooks)
-        self._attempts.reconfigure(self._ways, settings)
+        self._router = router_of(routes, settings, hooks)
+        self._attempts.reconfigure(self._router, settings)
         self._judge.reconfigure(settings)
         self._expiry.settings = self._notices.settings = settings
         self._age_scan.poll = settings.poll
@@ -245,11 +245,11 @@ class DeliveryScheduler(Service):
     # What comes in
 
     def _limit(self, destination: str) -> int | None:
-        return self._ways.limit(destination)
+        return self._router.limit(destination)
 
     def _plan(self, submission: Submission) -> Sequence[PlannedPart]:
         sender, now = submission.sender, submission.received_at
-        return self._ways.plan(
+        return self._router.plan(
             submission, lambda destination: self._destinations.turn(destination, sender, now)
         )
 

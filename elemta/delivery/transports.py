@@ -46,7 +46,7 @@ class Transports:
         *,
         resolver: MailResolver | None = None,
         hooks: DeliveryHooks | None = None,
-        pace: OutboundLimiter | None = None,
+        limiter: OutboundLimiter | None = None,
         memory: HopMemory | None = None,
         host: HostSlots | None = None,
     ) -> None:
@@ -61,7 +61,7 @@ class Transports:
             settings,
             self._read,
             metrics,
-            gate=pace,
+            gate=limiter,
             host=host,
             resolver=resolver,
             memory=memory,
@@ -75,26 +75,26 @@ class Transports:
         return self._connections.pool.is_kept_from(destination)
 
     def deliver(
-        self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]], taken: Taken
+        self, message: QueuedMessage, by_route: Mapping[Route, Sequence[Recipient]], taken: Taken
     ) -> Coroutine[Any, Any, tuple[Outcome, ...]]:
         """Try each of these recipients once. What goes wrong here defers.
 
         ``taken`` gets the recipients that have the message, the moment that is known: it counts, whatever
         else this gives or raises.
         """
-        if len(ways) == 1:
-            ((route, recipients),) = ways.items()
+        if len(by_route) == 1:
+            ((route, recipients),) = by_route.items()
             if len(recipients) <= self._settings.max_recipients:
                 return self._deliver_part(message, route, recipients, taken)
-        return self._deliver_parts(message, ways, taken)
+        return self._deliver_parts(message, by_route, taken)
 
     async def _deliver_parts(
-        self, message: QueuedMessage, ways: Mapping[Route, Sequence[Recipient]], taken: Taken
+        self, message: QueuedMessage, by_route: Mapping[Route, Sequence[Recipient]], taken: Taken
     ) -> tuple[Outcome, ...]:
         most = self._settings.max_recipients
         parts = [
             (route, recipients[start : start + most])
-            for route, recipients in ways.items()
+            for route, recipients in by_route.items()
             for start in range(0, len(recipients), most)
         ]
         # All of them have to be over: what one takes after the attempt ended is not recorded.

@@ -76,7 +76,7 @@ class ClusterNodes(Protocol):
 
 @implementer(ILimitStore)
 class FailoverStore:
-    """The shared store and this node's memory behind one face. See the module's words.
+    """The shared store and this node's memory as one store. The module's docstring says which one counts.
 
     ``link`` tells whether the connection to the shared store is there. ``host_wide``: it counts every limit,
     those of one node too, because this process is one worker of that node.

@@ -20,13 +20,13 @@ from elemta.limits.window import Bound
 PERIOD_SECONDS = 15 * 86400
 """A login is noted once in such a period, and counts until the end of the next: for 15 to 30 days."""
 
-STRANGER_SECONDS = 1.0
+UNKNOWN_SECONDS = 1.0
 """So long a user counts as unknown in a network without another question, so that a flood asks little."""
 
 KNOWN_SECONDS = 1.0
 """So long a user counts as known at an address without another question: one login asks twice."""
 
-MAX_STRANGERS = 10_000
+MAX_REMEMBERED = 10_000
 _MICROSECONDS = 1_000_000
 
 # No limit of a configuration can have this name.
@@ -36,7 +36,7 @@ _TERMS = LimitSpec("_logins", (Bound.of(1, 2 * PERIOD_SECONDS * _MICROSECONDS),)
 class LoginHistory(enum.Enum):
     """What is known of a user where an attempt to log in comes from."""
 
-    STRANGER = "never logged in from this network"
+    UNKNOWN = "never logged in from this network"
     KNOWN_NETWORK = "logged in from this network"
     KNOWN_ADDRESS = "logged in from this address"
 
@@ -47,8 +47,8 @@ class KnownLogins:
     def __init__(self, store: ILimitStore, now: Callable[[], float]) -> None:
         self._store = store
         self._now = now
-        self._strangers: BoundedMap[tuple[str, str], float] = BoundedMap(MAX_STRANGERS)
-        self._known: BoundedMap[tuple[str, str], tuple[float, LoginHistory]] = BoundedMap(MAX_STRANGERS)
+        self._unknown: BoundedMap[tuple[str, str], float] = BoundedMap(MAX_REMEMBERED)
+        self._known: BoundedMap[tuple[str, str], tuple[float, LoginHistory]] = BoundedMap(MAX_REMEMBERED)
 
     def standing(self, username: str, ip: IPAddress) -> MaybeDeferred[LoginHistory]:
         """What is known of this user at this address. Unknown where the store can't be asked."""
@@ -56,9 +56,9 @@ class KnownLogins:
 
     def _find_standing(self, username: str, ip: IPAddress) -> Steps[LoginHistory]:
         user, network = name_identity(username), network_identity(ip)
-        if self._store.seconds() < self._strangers.get((user, network), 0.0):
-            return LoginHistory.STRANGER
-        until, standing = self._known.get((user, ip_identity(ip)), (0.0, LoginHistory.STRANGER))
+        if self._store.seconds() < self._unknown.get((user, network), 0.0):
+            return LoginHistory.UNKNOWN
+        until, standing = self._known.get((user, ip_identity(ip)), (0.0, LoginHistory.UNKNOWN))
         if self._store.seconds() < until:
             return standing
         period = self._period()
@@ -67,9 +67,9 @@ class KnownLogins:
         try:
             usages: Sequence[Usage] = yield self._store.peek(list(dict.fromkeys(at_address + in_network)))
         except StoreUnavailable:
-            return LoginHistory.STRANGER
+            return LoginHistory.UNKNOWN
         standing = self._judge(usages, at_address, (user, network))
-        if standing is not LoginHistory.STRANGER:
+        if standing is not LoginHistory.UNKNOWN:
             self._known.keep((user, ip_identity(ip)), (self._store.seconds() + KNOWN_SECONDS, standing))
         return standing
 
@@ -79,7 +79,7 @@ class KnownLogins:
 
     def _remember(self, username: str, ip: IPAddress) -> Steps[None]:
         user, network = name_identity(username), network_identity(ip)
-        self._strangers.pop((user, network), None)
+        self._unknown.pop((user, network), None)
         self._known.pop((user, ip_identity(ip)), None)
         period = self._period()
         requests = dict.fromkeys(_request(user, place, period) for place in (ip_identity(ip), network))
@@ -91,12 +91,12 @@ class KnownLogins:
         return int(self._now() // PERIOD_SECONDS)
 
     def _judge(
-        self, usages: Sequence[Usage], at_address: Sequence[Request], who: tuple[str, str]
+        self, usages: Sequence[Usage], at_address: Sequence[Request], user_in_network: tuple[str, str]
     ) -> LoginHistory:
         known = {usage.request for usage in usages if any(usage.used)}
         if not known:
-            self._strangers.keep(who, self._store.seconds() + STRANGER_SECONDS)
-            return LoginHistory.STRANGER
+            self._unknown.keep(user_in_network, self._store.seconds() + UNKNOWN_SECONDS)
+            return LoginHistory.UNKNOWN
         return LoginHistory.KNOWN_NETWORK if known.isdisjoint(at_address) else LoginHistory.KNOWN_ADDRESS
 
 

@@ -278,13 +278,13 @@ def _guesses(auth: AuthConfig) -> Iterator[Rule]:
     """
     if auth.guesses_per_user:
         per_user = parse_rate(auth.guesses_per_user)
-        strangers = frozenset({LoginHistory.STRANGER, LoginHistory.KNOWN_NETWORK})
-        yield _guess_rule(GUESSES_PER_USER, per_user, (Identity.USER, Identity.NETWORK), strangers)
+        elsewhere = frozenset({LoginHistory.UNKNOWN, LoginHistory.KNOWN_NETWORK})
+        yield _guess_rule(GUESSES_PER_USER, per_user, (Identity.USER, Identity.NETWORK), elsewhere)
         known = frozenset({LoginHistory.KNOWN_ADDRESS})
         yield _guess_rule(GUESSES_PER_KNOWN_CLIENT, per_user, (Identity.USER, Identity.IP), known)
     if auth.guesses_per_network:
-        rate, strangers = parse_rate(auth.guesses_per_network), frozenset({LoginHistory.STRANGER})
-        yield _guess_rule(GUESSES_PER_NETWORK, rate, (Identity.NETWORK,), strangers)
+        rate, unknown = parse_rate(auth.guesses_per_network), frozenset({LoginHistory.UNKNOWN})
+        yield _guess_rule(GUESSES_PER_NETWORK, rate, (Identity.NETWORK,), unknown)
 
 
 def _guess_rule(name: str, rate: Rate, per: tuple[Identity, ...], standings: frozenset[LoginHistory]) -> Rule:

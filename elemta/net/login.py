@@ -101,7 +101,7 @@ class LoginExchange:
         self._policies.login_ended(self._counted_name, outcome)
 
     async def _look(self, password: bytes, standing: LoginHistory) -> Response:
-        claim = Claim(self._network, known=standing is not LoginHistory.STRANGER)
+        claim = Claim(self._network, known=standing is not LoginHistory.UNKNOWN)
         try:
             user = await self._context.authenticator.verify(
                 self._username, password, client=str(self._facts.client_ip), claim=claim

@@ -87,19 +87,19 @@ def connect(disk: Disk, places: Places) -> sqlite3.Connection:
 
 def count(connection: sqlite3.Connection) -> QueueCounts:
     """The numbers of the queue, from its indexes."""
-    ledger = QueueCounts()
+    counts = QueueCounts()
     for state, statement in _COUNT.items():
         messages, octets = connection.execute(statement).fetchone()
-        ledger.messages[state] = messages
-        ledger.octets[state] = octets
+        counts.messages[state] = messages
+        counts.octets[state] = octets
     for state, statement in _COUNT_ON_HOLD.items():
         messages, octets = connection.execute(statement).fetchone()
-        ledger.messages[state] = messages
-        ledger.octets[state] = octets
-        ledger.messages[MessageState.HOLD] -= messages
-        ledger.octets[MessageState.HOLD] -= octets
-    ledger.undeliverable = connection.execute(_UNDELIVERABLE).fetchone()[0]
-    return ledger
+        counts.messages[state] = messages
+        counts.octets[state] = octets
+        counts.messages[MessageState.HOLD] -= messages
+        counts.octets[MessageState.HOLD] -= octets
+    counts.undeliverable = connection.execute(_UNDELIVERABLE).fetchone()[0]
+    return counts
 
 
 def clean_up(connection: sqlite3.Connection, disk: Disk, places: Places, leftovers: Leftovers) -> None:

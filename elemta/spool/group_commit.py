@@ -56,13 +56,13 @@ class GroupCommit:
         threads: OrderedWorker,
         store: QueueWriter,
         metrics: SpoolMetrics,
-        ledger: QueueCounts,
+        counts: QueueCounts,
         after_batch: Callable[[Sequence[PendingOperation], Batch], None],
         settled: Callable[[], None],
     ) -> None:
         #: Whether the disk is trusted.
         self.healthy = True
-        self.ledger = ledger
+        self.counts = counts
         self._state = CommitState.IDLE
         self._settings = settings
         self._reactor = runtime.reactor
@@ -277,7 +277,7 @@ class GroupCommit:
         # What a fault kept the store from taking over.
         self._late += late
         self._unsettled = batch.unsettled
-        self.ledger.add(batch.ledger)
+        self.counts.add(batch.counts)
         try:
             self._observe(entries, batch)
         except Exception:
@@ -368,10 +368,10 @@ class GroupCommit:
         self._late[:0] = late
         self._doubtful[:0] = doubtful
 
-    def _reopened(self, ledger: QueueCounts) -> None:
+    def _reopened(self, counts: QueueCounts) -> None:
         self._change(CommitChange.TRUST)
         self._pause = self._settings.first_reopen
-        self.ledger = ledger
+        self.counts = counts
         # The thread that changes it has nothing to do at this moment.
         self._unsettled = self._store.unsettled
         _log.info("the spool's disk is trusted again", event="spool.disk_trusted")

@@ -55,14 +55,14 @@ class Holds:
     def __init__(
         self,
         queue: HoldQueue,
-        ledger: Callable[[], QueueCounts],
+        counts: Callable[[], QueueCounts],
         metrics: SpoolMetrics,
         *,
         minimum_free: int,
         now: Callable[[], float],
     ) -> None:
         self._queue = queue
-        self._ledger = ledger
+        self._counts = counts
         self._metrics = metrics
         self._minimum_free = minimum_free
         self._now = now
@@ -80,13 +80,13 @@ class Holds:
 
     def look(self, space: FreeSpace) -> None:
         """The disk is like this now."""
-        self._known = _Snapshot(space, self._ledger().undeliverable)
+        self._known = _Snapshot(space, self._counts().undeliverable)
         self.keep_share()
 
     def keep_share(self) -> None:
         """Remove the oldest undeliverable notices while all together take too much."""
         share = self.share
-        if self._at_work or share is None or self._ledger().undeliverable <= share:
+        if self._at_work or share is None or self._counts().undeliverable <= share:
             return
         self._at_work = True
         Deferred.fromCoroutine(self._remove_oldest(share)).addBoth(self._removed)
@@ -115,7 +115,7 @@ class Holds:
         return True
 
     async def _remove_oldest(self, share: int) -> None:
-        while (excess := self._ledger().undeliverable - share) > 0:
+        while (excess := self._counts().undeliverable - share) > 0:
             ending = []
             for held in await self._queue.undeliverable(_TOGETHER):
                 ending.append(self.end(held, self._outcomes(held), "over_share"))

@@ -142,12 +142,12 @@ class QueueLookups:
     async def stats(self, *, as_listed: bool = False) -> SpoolStats:
         """The queue in numbers; ``as_listed`` takes a look at each message that was never tried, as one that
         waits for its destination is not active."""
-        ledger, changes = self._commits.ledger, self._changes_of_holds
+        counts, changes = self._commits.counts, self._changes_of_holds
         oldest, held_from = await self._read(self._listing.oldest, self._held_from)
         if self._changes_of_holds == changes:
             self._held_from = held_from
-        messages = {state: ledger.messages[state] for state in MessageState}
-        octets = {state: ledger.octets[state] for state in MessageState}
+        messages = {state: counts.messages[state] for state in MessageState}
+        octets = {state: counts.octets[state] for state in MessageState}
         waits = self.waits
         known = waits.known_waits() if waits is not None and as_listed else NO_WAITS
         if known.destinations:
@@ -162,7 +162,7 @@ class QueueLookups:
             oldest_age=0.0 if oldest is None else max(0.0, self._now() - oldest),
             free=self._space_watch.space.free,
             healthy=self._commits.healthy,
-            undeliverable=ledger.undeliverable,
+            undeliverable=counts.undeliverable,
         )
 
     async def received_since(

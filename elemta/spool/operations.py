@@ -192,7 +192,7 @@ class Batch:
 
     operations: list[Operation]
     errors: dict[Operation, SpoolError] = field(default_factory=dict)
-    ledger: QueueCounts = field(default_factory=QueueCounts)
+    counts: QueueCounts = field(default_factory=QueueCounts)
     freed: list[str] = field(default_factory=list)
     seconds: float = 0.0
     broken: BaseException | None = None
@@ -207,7 +207,7 @@ class Batch:
 
     def start_over(self) -> None:
         """Forget what was done: it was undone."""
-        self.ledger = QueueCounts()
+        self.counts = QueueCounts()
         self.freed.clear()
         self.gone.clear()
 

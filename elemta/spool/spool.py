@@ -81,7 +81,7 @@ class Spool(QueueLookups, Intake):
         threads: SpoolThreads,
         store: QueueWriter,
         leftovers: Leftovers,
-        ledger: QueueCounts,
+        counts: QueueCounts,
         space: FreeSpace,
         history: MessageHistory | None = None,
     ) -> None:
@@ -108,13 +108,13 @@ class Spool(QueueLookups, Intake):
             threads=threads.commit,
             store=store,
             metrics=metrics,
-            ledger=ledger,
+            counts=counts,
             after_batch=self._after_batch,
             settled=self._notify_settled,
         )
         self._holds = Holds(
             self,
-            lambda: self._commits.ledger,
+            lambda: self._commits.counts,
             metrics,
             minimum_free=settings.minimum_free,
             now=now,
@@ -164,7 +164,7 @@ class Spool(QueueLookups, Intake):
         store = QueueWriter(settings, partition.places, leftovers, runtime)
         threads = SpoolThreads(runtime.threads, settings.file_threads)
         try:
-            ledger, space = await take_up(partition, store, threads, permit, disk=disk)
+            counts, space = await take_up(partition, store, threads, permit, disk=disk)
         except BaseException:
             threads.stop()
             raise
@@ -175,11 +175,11 @@ class Spool(QueueLookups, Intake):
             "the spool is open",
             event="spool.opened",
             partition=settings.partition,
-            active=ledger.messages[MessageState.ACTIVE],
-            deferred=ledger.messages[MessageState.DEFERRED],
-            hold=ledger.messages[MessageState.HOLD],
-            quarantine=ledger.messages[MessageState.QUARANTINE],
-            undeliverable=ledger.messages[MessageState.UNDELIVERABLE],
+            active=counts.messages[MessageState.ACTIVE],
+            deferred=counts.messages[MessageState.DEFERRED],
+            hold=counts.messages[MessageState.HOLD],
+            quarantine=counts.messages[MessageState.QUARANTINE],
+            undeliverable=counts.messages[MessageState.UNDELIVERABLE],
         )
         return cls(
             settings,
@@ -189,7 +189,7 @@ class Spool(QueueLookups, Intake):
             threads=threads,
             store=store,
             leftovers=leftovers,
-            ledger=ledger,
+            counts=counts,
             space=space,
             history=history,
         )
@@ -236,7 +236,7 @@ class Spool(QueueLookups, Intake):
     @property
     def messages(self) -> dict[MessageState, int]:
         """How many messages there are by state, without asking the disk."""
-        return {state: self._commits.ledger.messages[state] for state in MessageState}
+        return {state: self._commits.counts.messages[state] for state in MessageState}
 
     def has_space(self, size: int = 0) -> bool:
         """Whether a message of this size leaves ``minimum_free`` on the disk, as of a few seconds ago."""
@@ -408,10 +408,10 @@ class Spool(QueueLookups, Intake):
                 idle.append(places.unfinished_body(each.queue_id))
         if idle:
             self._threads.files.start(self._leftovers.remove, idle)
-        if MessageState.HOLD in batch.ledger.messages or MessageState.QUARANTINE in batch.ledger.messages:
+        if MessageState.HOLD in batch.counts.messages or MessageState.QUARANTINE in batch.counts.messages:
             self._held_from = 0
             self._changes_of_holds += 1
-        if batch.ledger.undeliverable > 0 and not self._closed:
+        if batch.counts.undeliverable > 0 and not self._closed:
             self._holds.keep_share()
         self._conclude_intake(entries, batch)
 

@@ -110,7 +110,7 @@ def apply(
             if error is not None:
                 batch.errors[payments.get(operation, operation)] = error
     if new:
-        _take_in(connection, [each for each in new if each not in batch.errors], batch.ledger)
+        _take_in(connection, [each for each in new if each not in batch.errors], batch.counts)
     if found:
         _write_back(connection, found.values(), batch, history)
 
@@ -145,7 +145,7 @@ def remove(connection: sqlite3.Connection, keys: Iterable[int]) -> None:
         )
 
 
-def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: QueueCounts) -> None:
+def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], counts: QueueCounts) -> None:
     messages: list[tuple[object, ...]] = []
     bodies: list[tuple[object, ...]] = []
     parts: list[tuple[object, ...]] = []
@@ -176,7 +176,7 @@ def _take_in(connection: sqlite3.Connection, new: Sequence[NewMessage], ledger: 
             else:
                 parts.append(row)
         on_hold = message.state is MessageState.HOLD
-        ledger.enter(state_on_hold([message.hold]) if on_hold else message.state, message.size)
+        counts.enter(state_on_hold([message.hold]) if on_hold else message.state, message.size)
     _write_rows(connection, _MESSAGE, messages)
     _write_rows(connection, _BODY, bodies)
     _write_rows(connection, _NEW_PART, parts)
@@ -282,15 +282,15 @@ def _write_back(
     for message in found:
         if not message.changed and not message.gone:
             continue
-        batch.ledger.leave(message.found, message.size)
-        batch.ledger.undeliverable -= message.found_undeliverable
+        batch.counts.leave(message.found, message.size)
+        batch.counts.undeliverable -= message.found_undeliverable
         if message.gone:
             gone.append(message.key)
             if message.in_file:
                 batch.freed.append(message.queue_id)
             continue
-        batch.ledger.enter(message.seen_as, message.size)
-        batch.ledger.undeliverable += message.undeliverable
+        batch.counts.enter(message.seen_as, message.size)
+        batch.counts.undeliverable += message.undeliverable
         updates.append(
             (
                 message.key,

@@ -74,16 +74,16 @@ class QueueWriter:
         """
         try:
             try:
-                ledger = self._start()
+                counts = self._start()
             except sqlite3.Error as error:
                 if failure_of(error) is not DiskFailure.FULL:
                     raise
                 self.close()
                 self.reserve.spend()
-                ledger = self._start()
+                counts = self._start()
             self.reserve.restore()
             self.start_failure = self._probe_disk()
-            return ledger
+            return counts
         except SpoolFormatError:
             self.close()
             raise
@@ -218,7 +218,7 @@ class QueueWriter:
                 raise SpoolError("another program keeps the queue database from a new log")  # noqa: TRY301
             self._verify(connection)
             self._take_back(connection)
-            ledger = count(connection)
+            counts = count(connection)
         except (sqlite3.Error, OSError, SpoolError) as error:
             if connection is not None:
                 connection.close()
@@ -226,7 +226,7 @@ class QueueWriter:
                 self.reserve.spend()
             raise refusal(error, "the spool's disk is not usable yet") from error
         self._connection = connection
-        return ledger
+        return counts
 
     def keep(self, late: list[DeliveryResult]) -> None:
         """Take settlements over that came while nothing could be written; the list is empty then."""
@@ -359,7 +359,7 @@ class QueueWriter:
                 reason=str(error or "it was written without its texts"),
             )
         batch.errors.update(one.errors if error is None else {operation: error})
-        batch.ledger.add(one.ledger)
+        batch.counts.add(one.counts)
         batch.freed.extend(one.freed)
         batch.gone.extend(one.gone)
 

@@ -1,6 +1,7 @@
-"""Connections to Valkey: one server, Sentinels with a primary, or a cluster, behind one face.
+"""Connections to Valkey: one server, Sentinels with a primary, or a cluster, all used alike.
 
-What connects, :mod:`elemta.valkey.client`, loads txredisapi, which installs the reactor.
+:mod:`elemta.valkey.client` has the class that connects. It is not imported here: a connection loads
+txredisapi, which installs Twisted's reactor.
 """
 
 from elemta.errors import ValkeyError, ValkeyFailure

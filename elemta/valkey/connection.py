@@ -102,7 +102,7 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
         self._loading: set[bytes] = set()
         self.rights: Rights | None = None
         self.cannot_load = ""
-        self._nobody = _Ignored(self)
+        self._ignored = _Ignored(self)
         self._secured: Deferred[None] = Deferred()
 
     # What is asked of it.
@@ -149,7 +149,7 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
 
     def send_asking(self, frame: bytes, who: ReplyWaiter) -> None:
         """Send one packed command behind an ASKING, with nothing in between."""
-        self.waiting.append(self._nobody)
+        self.waiting.append(self._ignored)
         self.send(_ASKING + frame, who)
 
     def load(self, script: Script) -> None:
@@ -191,7 +191,7 @@ class Connection(HiredisProtocol):  # type: ignore[misc]  # txredisapi has no ty
                 return
         self._heard = False
         if not self.waiting:
-            self.send(_PING, self._nobody)
+            self.send(_PING, self._ignored)
 
     def close(self) -> None:
         """Close when what is under way has its replies."""

@@ -82,7 +82,7 @@ class ServerPool:
 
     def stop(self) -> Iterable[Deferred[None]]:
         """Close all connections when their replies are there; one Deferred for each that was open."""
-        self._changed = _nobody
+        self._changed = _ignore
         return [over for link in self._links if (over := link.stop()) is not None]
 
     @property
@@ -241,5 +241,5 @@ def _trouble_of(error: BaseException) -> ValkeyError:
     return ValkeyError(ValkeyFailure.DISCONNECTED, words or type(error).__name__)
 
 
-def _nobody(pool: ServerPool) -> None:
-    pass
+def _ignore(pool: ServerPool) -> None:
+    """The change of a pool that was stopped."""

@@ -60,9 +60,9 @@ def test_busy_nodes_put_many_questions_into_a_call(simulation: Any) -> None:
     assert busy.together > 2.0
 
 
-def test_a_server_that_is_asked_too_much_is_told_to_drown(simulation: Any) -> None:
+def test_a_server_that_is_asked_too_much_is_overloaded(simulation: Any) -> None:
     found = simulation.simulate(fleet(simulation, 200, 200.0, simulation.SINGLE))
-    assert found.drowned
+    assert found.overloaded
     assert found.late > 0.5
 
 

@@ -148,7 +148,7 @@ class Histories(RuleBasedStateMachine):
             self.spool,
             (MxRoute("mx:", frozenset("*"), max_connections=2),),
             replace(SETTINGS, retries=retries),
-            pace=self.network,  # type: ignore[arg-type]
+            limiter=self.network,  # type: ignore[arg-type]
             hooks=self.network,  # type: ignore[arg-type]
         )
         self.delivery.startService()

@@ -52,7 +52,7 @@ def start(post: Post, route: NextHopRoute, pace: Any, expire: float) -> Delivery
         create_mailboxes=True,
     )
     delivery = DeliveryScheduler(
-        Runtime.of(reactor), post.spool, (kept, route), post.settings, pace=pace, hooks=post.observer.hooks
+        Runtime.of(reactor), post.spool, (kept, route), post.settings, limiter=pace, hooks=post.observer.hooks
     )
     post.delivery = delivery
     delivery.startService()

@@ -373,7 +373,7 @@ async def test_a_destination_over_its_pace_waits_and_the_others_do_not(post: Pos
     routes = (to(await post.listen(slow), "slow.example"), to(await post.listen(quick), "quick.example"))
     started = time.monotonic()
     post.delivery = DeliveryScheduler(
-        Runtime.of(reactor), post.spool, routes, post.settings, pace=pace, hooks=post.observer.hooks
+        Runtime.of(reactor), post.spool, routes, post.settings, limiter=pace, hooks=post.observer.hooks
     )
     post.delivery.startService()
     for _ in range(9):

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from twisted.internet.task import Clock
 
 from elemta.limits import LocalStore
-from elemta.limits.known_logins import KNOWN_SECONDS, STRANGER_SECONDS, KnownLogins, LoginHistory
+from elemta.limits.known_logins import KNOWN_SECONDS, UNKNOWN_SECONDS, KnownLogins, LoginHistory
 from elemta.limits.store import Request, Usage
 
 OFFICE, NEIGHBOUR = ip_address("192.0.2.10"), ip_address("192.0.2.11")
@@ -32,7 +32,7 @@ def test_the_store_is_asked_once_about_a_login() -> None:
     logins.remember("anna", OFFICE)
     for user, standing, seconds in (
         ("anna", LoginHistory.KNOWN_ADDRESS, KNOWN_SECONDS),
-        ("berta", LoginHistory.STRANGER, STRANGER_SECONDS),
+        ("berta", LoginHistory.UNKNOWN, UNKNOWN_SECONDS),
     ):
         before = store.peeks
         assert [logins.standing(user, OFFICE) for _ in range(3)] == [standing] * 3
@@ -45,7 +45,7 @@ def test_the_store_is_asked_once_about_a_login() -> None:
 def test_a_login_counts_at_once_at_a_new_address() -> None:
     clock = Clock()
     logins = KnownLogins(LocalStore(clock), clock.seconds)
-    assert logins.standing("anna", OFFICE) is LoginHistory.STRANGER
+    assert logins.standing("anna", OFFICE) is LoginHistory.UNKNOWN
     logins.remember("anna", OFFICE)
     assert logins.standing("anna", OFFICE) is LoginHistory.KNOWN_ADDRESS
     assert logins.standing("anna", NEIGHBOUR) is LoginHistory.KNOWN_NETWORK

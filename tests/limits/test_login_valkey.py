@@ -64,20 +64,20 @@ async def test_where_a_user_logged_in_is_known_to_the_other_node(
     nodes: list[Limiter], server: ValkeyServer
 ) -> None:
     one, other = (node.known_logins for node in nodes)
-    assert await now(other.standing("anna", OFFICE)) is LoginHistory.STRANGER
+    assert await now(other.standing("anna", OFFICE)) is LoginHistory.UNKNOWN
     one.remember("anna", OFFICE)
     await until(lambda: server.command("KEYS", "*_logins*"))
 
     async def standing(user: str, ip: IPv4Address) -> LoginHistory:
         # An unknown client is taken for a known one for a moment.
-        other._strangers.clear()
+        other._unknown.clear()
         found: LoginHistory = await now(other.standing(user, ip))
         return found
 
     assert await standing("anna", OFFICE) is LoginHistory.KNOWN_ADDRESS
     assert await standing("anna", NEIGHBOUR) is LoginHistory.KNOWN_NETWORK
-    assert await standing("anna", ELSEWHERE) is LoginHistory.STRANGER
-    assert await standing("berta", OFFICE) is LoginHistory.STRANGER
+    assert await standing("anna", ELSEWHERE) is LoginHistory.UNKNOWN
+    assert await standing("berta", OFFICE) is LoginHistory.UNKNOWN
     for key in server.command("KEYS", "*_logins*"):
         assert int(server.command("PTTL", key)) > 0
 

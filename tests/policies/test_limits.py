@@ -666,7 +666,7 @@ def test_only_a_good_login_makes_a_user_known() -> None:
         client = registry.client(str(address))
         client.login("anna")
         client.login_ended("anna", outcome)
-        assert registry.limiter.known_logins.standing("anna", address) is LoginHistory.STRANGER
+        assert registry.limiter.known_logins.standing("anna", address) is LoginHistory.UNKNOWN
     client.login("anna")
     client.login_ended("anna", LoginOutcome.GOOD)
     assert registry.limiter.known_logins.standing("anna", address) is LoginHistory.KNOWN_ADDRESS

@@ -57,7 +57,7 @@ async def settled(spool: Spool) -> None:
     for _ in range(1000):
         await deferLater(reactor, 0.005)
         share = spool._holds.share
-        if not spool._holds._at_work and share is not None and spool._commits.ledger.undeliverable <= share:
+        if not spool._holds._at_work and share is not None and spool._commits.counts.undeliverable <= share:
             return
     raise AssertionError("it did not end")
 

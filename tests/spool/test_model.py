@@ -93,7 +93,7 @@ class Queue(RuleBasedStateMachine):
         self.partition = Partition(self.directory, 0, runtime)
         self.partition.claim()
         self.store = QueueWriter(self.settings, self.partition.places, Leftovers(disk), runtime)
-        self.ledger = self.store.open()
+        self.counts = self.store.open()
         self.reader = Reader(self.partition.places, disk)
         self.queries = Queries(self.reader)
         self.listing = QueueList(self.reader)
@@ -114,7 +114,7 @@ class Queue(RuleBasedStateMachine):
         assert batch.broken is None
         done = [operation not in batch.errors for operation in self.waiting]
         assert done == self.expected, batch.errors
-        self.ledger.add(batch.ledger)
+        self.counts.add(batch.counts)
         self.waiting, self.expected = [], []
 
     @rule(target=messages, reason=st.none() | st.just("quarantined"), ways=st.sampled_from(WAYS))
@@ -268,11 +268,11 @@ class Queue(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.stop()
-        counted = self.ledger
+        counted = self.counts
         self.start()
         for state in MessageState:
-            assert self.ledger.messages[state] == counted.messages[state]
-            assert self.ledger.octets[state] == counted.octets[state]
+            assert self.counts.messages[state] == counted.messages[state]
+            assert self.counts.octets[state] == counted.octets[state]
 
     @invariant()
     def agrees(self) -> None:
@@ -291,10 +291,10 @@ class Queue(RuleBasedStateMachine):
             assert line.next_attempt_at == message.due
             assert line.pending == len(message.pending)
         for state in MessageState:
-            assert self.ledger.messages[state] == sum(
+            assert self.counts.messages[state] == sum(
                 message.state is state for message in self.model.values()
             )
-            assert self.ledger.octets[state] == 10 * self.ledger.messages[state]
+            assert self.counts.octets[state] == 10 * self.counts.messages[state]
         destinations = dict(self.schedule.destinations(None, 1000))
         waiting: dict[str, list[Part]] = {}
         for message in self.model.values():

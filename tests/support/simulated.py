@@ -254,7 +254,7 @@ class Simulation:
             self.queue,
             (MxRoute("mx:", frozenset("*")),),
             self.settings,
-            pace=self.pace,
+            limiter=self.pace,
         )
         self.delivery._transports.deliver = self._carry  # type: ignore[method-assign]
 
