@@ -92,11 +92,11 @@ class DeliveryQueue(BounceSpool, Protocol):
     async def end_hold(self, held: HeldPart, outcomes: Sequence[Outcome], reason: str) -> None:
         """Let a part on hold go, unless an operator cares for it now."""
 
-    def assign(self, queue_id: str, part: int, ways: Sequence[PlannedPart]) -> Deferred[None]:
-        """Let recipients of a part go other ways; fires when that is durable."""
+    def assign(self, queue_id: str, part: int, parts: Sequence[PlannedPart]) -> Deferred[None]:
+        """Give recipients of a part other destinations; fires when that is durable."""
 
     def use_plan(self, plan: Plan) -> None:
-        """Ask this which ways a new message goes."""
+        """Ask this for the parts of each new message."""
 
     def on_committed(self, callback: Callable[[QueuedMessage], None]) -> None:
         """Be called with every part of a message that comes in, after its commit."""

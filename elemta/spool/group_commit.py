@@ -44,7 +44,7 @@ class GroupCommit:
     """Collects operations in the reactor thread; one thread carries them out, a batch at a time.
 
     After a failure that leaves doubt about the disk, everything is refused at once until the store has been
-    opened anew, which is tried again and again with growing pauses. Settlements that could not be written are
+    opened anew, which is tried again and again with growing pauses. Results that could not be written are
     kept, and written when that works again; ``settled`` is called when all of them are.
     """
 
@@ -93,7 +93,7 @@ class GroupCommit:
 
     @property
     def settled(self) -> bool:
-        """Whether the disk is trusted, and no settlement is kept that could not be written."""
+        """Whether the disk is trusted, and no result is kept that could not be written."""
         return self.healthy and not self._unsettled and not self._late
 
     def submit(self, operation: Operation, value: object = None) -> Deferred[Any]:
@@ -221,7 +221,7 @@ class GroupCommit:
     def _broke(self, failure: Failure) -> None:
         """A fault of ours with a batch: it counts as a failure of the disk, since what is on it is unknown.
 
-        Callers get an error, settlements are written again, and new messages are taken back.
+        Callers get an error, results are written again, and new messages are taken back.
         """
         _log.failure("a batch failed in an unforeseen way", failure, event="spool.batch_failed")
         self._change(CommitChange.END)
@@ -336,8 +336,8 @@ class GroupCommit:
         )
         # They leave the line when they have their answer, and not before: a fault here must lose none.
         pending = self._pending
-        settlements = (entry.operation for entry in pending if isinstance(entry.operation, DeliveryResult))
-        self._late.extend(settlement for settlement in settlements if settlement.tells)
+        results = (entry.operation for entry in pending if isinstance(entry.operation, DeliveryResult))
+        self._late.extend(result for result in results if result.tells)
         refused = Batch([entry.operation for entry in pending])
         refused.refuse(refused.operations, refusal(error, "the spool's disk failed"))
         self._conclude_refused(pending, refused)

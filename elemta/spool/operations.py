@@ -108,16 +108,16 @@ class DeliveryResult:
 
 @dataclass(slots=True, eq=False)
 class Assignment:
-    """Other ways for the recipients of a part; those that it does not name stay."""
+    """Other destinations for the recipients of a part; those that it does not name stay."""
 
     key: int
     queue_id: str
     part: int
-    ways: Sequence[PlannedPart]
+    parts: Sequence[PlannedPart]
 
     @property
     def cost(self) -> int:
-        return 256 * len(self.ways)
+        return 256 * len(self.parts)
 
 
 class OperatorAction(enum.Enum):
@@ -186,7 +186,7 @@ class Batch:
 
     ``errors`` has an entry for each operation that was not done; ``freed`` are queue ids whose body file may
     go now that the transaction is on disk; ``broken`` is the failure after which nothing is trusted;
-    ``unsettled`` how many settlements are left that could not be written; ``gone`` the keys of messages of
+    ``unsettled`` how many results are left that could not be written; ``gone`` the keys of messages of
     which nothing is left.
     """
 

@@ -158,16 +158,16 @@ def storable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def settle(message: StoredMessage, settlement: DeliveryResult) -> None:
+def settle(message: StoredMessage, result: DeliveryResult) -> None:
     """Note the outcomes of an attempt, and let what is left of the part wait or stay on hold."""
-    settlement.recorded = recorded = []
-    settlement.before = message.attempt
-    settlement.skipped = settlement.ends_hold and not _has_end(message, settlement.part)
-    if settlement.skipped:
+    result.recorded = recorded = []
+    result.before = message.attempt
+    result.skipped = result.ends_hold and not _has_end(message, result.part)
+    if result.skipped:
         return
-    keep_failed = settlement.hold_reason is not None
+    keep_failed = result.hold_reason is not None
     wait: set[int] = set()
-    for outcome in settlement.outcomes:
+    for outcome in result.outcomes:
         positions = message.positions(outcome.recipient)
         if not positions:
             _log.warn(
@@ -178,38 +178,38 @@ def settle(message: StoredMessage, settlement: DeliveryResult) -> None:
             )
         counted = [place for place in positions if place not in message.finished]
         for position in counted:
-            _record(message, position, outcome, keep_failed=keep_failed, owes=settlement.owes)
+            _record(message, position, outcome, keep_failed=keep_failed, owes=result.owes)
         if counted:
             recorded.append((outcome, counted))
-        if outcome.status is Status.DEFERRED and settlement.retry_at is not None:
+        if outcome.status is Status.DEFERRED and result.retry_at is not None:
             wait.update(positions)
-    if settlement.warned or keep_failed or settlement.retry_at is not None:
+    if result.warned or keep_failed or result.retry_at is not None:
         for part in list(message.parts):
-            if settlement.part is None or settlement.part == part.number:
-                _let_wait(message, part, settlement, wait)
+            if result.part is None or result.part == part.number:
+                _let_wait(message, part, result, wait)
     message.conclude()
 
 
-def _let_wait(message: StoredMessage, part: Part, settlement: DeliveryResult, wait: set[int]) -> None:
+def _let_wait(message: StoredMessage, part: Part, result: DeliveryResult, wait: set[int]) -> None:
     left = message.left_in(part)
     if not left:
         return
-    if settlement.warned and part.state is not MessageState.HOLD:
+    if result.warned and part.state is not MessageState.HOLD:
         part.warned = part.changed = True
-    if settlement.hold_reason is not None:
-        message.hold_reason = storable(settlement.hold_reason)
+    if result.hold_reason is not None:
+        message.hold_reason = storable(result.hold_reason)
         held = [position for position in left if position not in wait]
         if held:
-            _hold(message, part, held, settlement)
+            _hold(message, part, held, result)
         if len(held) == len(left):
             return
         part.positions = [position for position in left if position in wait]
-    if settlement.retry_at is not None:
+    if result.retry_at is not None:
         # An operator's hold that came meanwhile stays.
         if part.state is not MessageState.HOLD:
             part.state = MessageState.DEFERRED
-        part.turn, part.changed = settlement.retry_at, True
-        part.attempts += settlement.attempted
+        part.turn, part.changed = result.retry_at, True
+        part.attempts += result.attempted
 
 
 def _has_end(message: StoredMessage, number: int | None) -> bool:
@@ -217,12 +217,12 @@ def _has_end(message: StoredMessage, number: int | None) -> bool:
     return any(part.number == number and part.held_at is not None for part in message.parts)
 
 
-def _hold(message: StoredMessage, part: Part, positions: list[int], settlement: DeliveryResult) -> None:
+def _hold(message: StoredMessage, part: Part, positions: list[int], result: DeliveryResult) -> None:
     """Put some recipients of a part on hold: as a part of their own, if they are not all of it."""
     held = part if positions == message.left_in(part) else message.split(part, positions)
     if held.state is not MessageState.HOLD:
         # What an operator put there meanwhile stays until the operator releases it.
-        held.hold, held.held_at = settlement.hold, settlement.at
+        held.hold, held.held_at = result.hold, result.at
     held.state, held.attempts, held.changed = MessageState.HOLD, held.attempts + 1, True
 
 
@@ -262,25 +262,25 @@ def pay(message: StoredMessage | None, payment: Payment) -> UnknownMessage | Non
 
 
 def assign(message: StoredMessage, assignment: Assignment) -> None:
-    """Give recipients of a part another way; a part whose recipients all left is gone."""
+    """Give recipients of a part another destination; a part whose recipients all left is gone."""
     part = next((part for part in message.parts if part.number == assignment.part), None)
     if part is None:
         return
     left = set(message.left_in(part))
-    for way in assignment.ways:
-        moved = [place for place in (way.positions or sorted(left)) if place in left]
+    for planned in assignment.parts:
+        moved = [place for place in (planned.positions or sorted(left)) if place in left]
         left.difference_update(moved)
         if not moved:
             continue
         new = part if not left else message.split(part, moved)
-        new.destination, new.changed = storable(way.destination), True
+        new.destination, new.changed = storable(planned.destination), True
         if new is part and part.positions is not None:
             part.positions = moved
         if new.state is MessageState.ACTIVE:
-            new.turn = way.turn
+            new.turn = planned.turn
         elif new.state is MessageState.DEFERRED:
             # It may be on its way before its time, which was that of the destination that it had.
-            new.turn = min(new.turn, way.turn)
+            new.turn = min(new.turn, planned.turn)
         if new is not part:
             part.positions, part.changed = sorted(left), True
     message.conclude()

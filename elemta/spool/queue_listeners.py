@@ -13,7 +13,7 @@ from elemta.spool.records import MessageState, Plan, PlannedPart, QueuedMessage,
 _log = Logger()
 
 
-def one_way(submission: Submission) -> Sequence[PlannedPart]:
+def one_part(submission: Submission) -> Sequence[PlannedPart]:
     """All recipients in the destination without a name: delivery finds out where they go."""
     return (PlannedPart("", submission.received_at),)
 
@@ -25,18 +25,18 @@ class QueueListeners:
         self.committed: list[Callable[[QueuedMessage], None]] = []
         self.due: list[Callable[[Collection[str]], None]] = []
         self.settled: list[Callable[[], None]] = []
-        self.plan: Plan = one_way
+        self.plan: Plan = one_part
 
     def planned(self, submission: Submission) -> Sequence[PlannedPart]:
-        """The ways that the message goes; whatever the plan does, each recipient has one."""
+        """The parts of a new message; whatever the plan does, each recipient is in one."""
         try:
             parts = self.plan(submission)
             if len(parts) == 1 and parts[0].positions is None:
                 return parts
             _check(parts, len(submission.recipients))
         except Exception:
-            _log.failure("a new message's ways could not be planned", event="spool.plan_failed")
-            return one_way(submission)
+            _log.failure("a new message's parts could not be planned", event="spool.plan_failed")
+            return one_part(submission)
         return parts
 
     def notify_committed(self, operation: NewMessage, envelope: Envelope) -> None:

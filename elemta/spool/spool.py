@@ -277,7 +277,7 @@ class Spool(QueueLookups, Intake):
         if key is None:
             return fail(unknown_message(queue_id))
         self._recent.discard(queue_id)
-        settlement = DeliveryResult(
+        result = DeliveryResult(
             key,
             queue_id,
             tuple(outcomes),
@@ -290,7 +290,7 @@ class Spool(QueueLookups, Intake):
             self._now(),
             owes=owes,
         )
-        return self._commits.submit(settlement)
+        return self._commits.submit(result)
 
     async def write_off(self, owed: Notice) -> None:
         """Drop the notices of these deliveries. UnknownMessage: that is so already; SpoolError."""
@@ -303,7 +303,7 @@ class Spool(QueueLookups, Intake):
     async def end_settled(self, held: HeldPart, outcomes: Sequence[Outcome]) -> bool:
         """Record that a part's recipients failed, unless an operator held or released it. SpoolError."""
         message = held.message
-        settlement = DeliveryResult(
+        result = DeliveryResult(
             known_key(message.queue_id),
             message.queue_id,
             tuple(outcomes),
@@ -314,18 +314,18 @@ class Spool(QueueLookups, Intake):
             skipped=True,
             at=self._now(),
         )
-        await self._commits.submit(settlement)
-        return not settlement.skipped
+        await self._commits.submit(result)
+        return not result.skipped
 
-    def assign(self, queue_id: str, part: int, ways: Sequence[PlannedPart]) -> Deferred[None]:
-        """Let recipients of a part go other ways, each group as a part of its own. SpoolError.
+    def assign(self, queue_id: str, part: int, parts: Sequence[PlannedPart]) -> Deferred[None]:
+        """Give recipients of a part other destinations, each group as a part of its own. SpoolError.
 
         A message or part that is gone meanwhile is no error.
         """
         key = row_key(queue_id)
         if key is None:
             return fail(unknown_message(queue_id))
-        return self._commits.submit(Assignment(key, queue_id, part, tuple(ways)))
+        return self._commits.submit(Assignment(key, queue_id, part, tuple(parts)))
 
     async def hold(self, queue_id: str, reason: str | None = None, *, by: str = "") -> None:
         """Keep a message from being delivered; without a reason a held one keeps the one that it has.
@@ -357,7 +357,7 @@ class Spool(QueueLookups, Intake):
         self._listeners.committed.append(callback)
 
     def use_plan(self, plan: Plan) -> None:
-        """From now on ask this which ways a new message goes; without it they all go one."""
+        """From now on ask this for the parts of a new message; without it each message is one part."""
         self._listeners.plan = plan
 
     def on_due(self, callback: Callable[[Collection[str]], None]) -> None:

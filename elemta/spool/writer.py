@@ -60,7 +60,7 @@ class QueueWriter:
 
     @property
     def unsettled(self) -> int:
-        """Settlements that could not be written yet; the next batch carries them."""
+        """Results that could not be written yet; the next batch carries them."""
         return len(self._unsettled)
 
     @property
@@ -229,17 +229,17 @@ class QueueWriter:
         return counts
 
     def keep(self, late: list[DeliveryResult]) -> None:
-        """Take settlements over that came while nothing could be written; the list is empty then."""
+        """Take results over that came while nothing could be written; the list is empty then."""
         self.retain(late)
         late.clear()
 
-    def retain(self, settlements: Iterable[DeliveryResult]) -> None:
-        """Keep settlements to write them later: what was delivered must not be delivered again.
+    def retain(self, results: Iterable[DeliveryResult]) -> None:
+        """Keep results to write them later: what was delivered must not be delivered again.
 
         While any are kept, no attempt is made (see `Spool.settled`), so that they are no more than were under
         way when the disk failed. The bound is for a fault of ours.
         """
-        self._unsettled.extend(settlement for settlement in settlements if settlement.tells)
+        self._unsettled.extend(result for result in results if result.tells)
         excess = len(self._unsettled) - _MOST_UNSETTLED
         if excess > 0:
             del self._unsettled[:excess]
@@ -322,7 +322,7 @@ class QueueWriter:
         except Exception as error:
             self._roll_back(connection, batch, error)
             # The next batch finds out which of them can't be written, if that is the reason.
-            self.retain(_settlements(batch.open()))
+            self.retain(_results(batch.open()))
             batch.refuse(batch.open(), refusal(error, "the spool could not store it"))
 
     def _spend_reserve(self, connection: sqlite3.Connection) -> None:
@@ -399,7 +399,7 @@ class QueueWriter:
         # A notice that pays is on disk together with its payment or not at all. To take it back alone would
         # lose it; to queue it again is refused where it is paid for.
         self._refused.extend(each for each in _new(batch.open()) if each.pays is None)
-        self.retain(_settlements(batch.open()))
+        self.retain(_results(batch.open()))
         batch.refuse(batch.open(), refusal(error, "the spool's disk failed"))
         self.close()
 
@@ -423,7 +423,7 @@ def _new(operations: Iterable[Operation]) -> list[NewMessage]:
     return [operation for operation in operations if type(operation) is NewMessage]
 
 
-def _settlements(operations: Iterable[Operation]) -> list[DeliveryResult]:
+def _results(operations: Iterable[Operation]) -> list[DeliveryResult]:
     return [operation for operation in operations if isinstance(operation, DeliveryResult)]
 
 

@@ -37,11 +37,11 @@ async def test_a_delivery_that_can_not_be_written_is_not_made_again(
     """The spool is healthy and refuses this one: its outcome can't be recorded, in whatever words."""
     stubborn, asked = set[str](), Counter[str]()
 
-    def refuse(message: StoredMessage, settlement: DeliveryResult) -> None:
-        asked[settlement.queue_id] += 1
-        if settlement.queue_id in stubborn:
+    def refuse(message: StoredMessage, result: DeliveryResult) -> None:
+        asked[result.queue_id] += 1
+        if result.queue_id in stubborn:
             raise ValueError("this can't be")
-        settle(message, settlement)
+        settle(message, result)
 
     monkeypatch.setattr("elemta.spool.sql.settle", refuse)
     hop = Hop()
