@@ -92,7 +92,9 @@ class DestinationJudge:
         if down:
             answered_before = self._destinations.answered_before(destination)
             self._block(destination, outcomes[0], now, started)
-            self._early_probes.failed(destination, lacking(outcomes), started, answered_before=answered_before)
+            self._early_probes.failed(
+                destination, lacking(outcomes), started, answered_before=answered_before
+            )
         found = self._destinations.find(destination)
         if found is None or not found.failures:
             return None

@@ -31,8 +31,8 @@ _NO_CONNECTION = "it waits for a free connection"
 class DestinationWaits:
     """Tells how destinations do, and what each part waits for; the spool's `Waits`.
 
-    ``router``, ``attempts`` and ``transports`` give what is in use at the moment, ``under_way`` the parts that
-    are attempted.
+    ``router``, ``attempts`` and ``transports`` give what is in use at the moment, ``under_way`` the parts
+    that are attempted.
     """
 
     def __init__(
