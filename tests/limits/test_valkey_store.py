@@ -594,6 +594,16 @@ def test_a_renewal_that_is_asked_for_during_another_tells_of_later_leases_too(no
     assert node.used(CONNECTIONS, "b") == 1
 
 
+def test_leases_do_not_end_what_a_limit_of_the_same_name_counts_now(node: Node) -> None:
+    terms = rate(CONNECTIONS.name, 3, 3600)
+    assert node.ask(Request(terms, "a", 3)).granted
+    # Of a connection that was opened before the limit counted something else.
+    node.store.hold(Request(CONNECTIONS, "a"))
+    node.now(node.store.renew())
+    node.later(2 * LEASE_SECONDS)
+    assert not node.ask(Request(terms, "a")).granted
+
+
 def test_a_lease_of_a_server_whose_clock_was_ahead_ends_in_thirty_seconds_too(node: Node) -> None:
     node.later(20)
     node.ask(Request(CONNECTIONS, "a", 3))

@@ -320,7 +320,7 @@ local function charge(state, terms, amount, number)
     for _, name in ipairs(members(ARGV[3] .. '/' .. ARGV[1] .. '/' .. number, amount)) do
       call('ZADD', state.key, text(NOW + LEASE), name)
     end
-    call('PEXPIRE', state.key, LEASE / 1000)
+    keep_leases(state.key)
     return
   end
   if terms.span > 0 or call('EXISTS', state.key) == 1 then

@@ -32,6 +32,14 @@ local function numbers(words)
   return found
 end
 
+-- A key of leases ends with the last of them. One that was a log before its limit counted open connections
+-- ends later: a node that still counts in it must find its charges.
+local function keep_leases(key)
+  if call('PTTL', key) < LEASE / 1000 then
+    call('PEXPIRE', key, LEASE / 1000)
+  end
+end
+
 local function grain_of(window)
   return max(1, ceil(window / SUB_BUCKETS))
 end

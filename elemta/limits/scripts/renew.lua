@@ -6,6 +6,6 @@ for i, key in ipairs(KEYS) do
     flat[2 * place - 1], flat[2 * place] = text(NOW + LEASE), name
   end
   call('ZADD', key, unpack(flat))
-  call('PEXPIRE', key, LEASE / 1000)
+  keep_leases(key)
 end
 return #KEYS
