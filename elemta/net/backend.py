@@ -103,7 +103,10 @@ class SessionBackend:
 
     def _tell_refusal(self, answer: Response, question: Question) -> Response:
         if isinstance(answer, Refuse) and isinstance(question, StageQuestion):
-            self._policies.refused_at(question, answer.reply)
+            reply = answer.reply
+            if type(question) is ConnectQuestion:
+                reply = replies.in_place_of_greeting(reply)
+            self._policies.refused_at(question, reply)
         return answer
 
     def _answer_counted(self, question: Question, limits: RefusalLimits) -> Steps[Response]:

@@ -17,6 +17,15 @@ def greeting(hostname: str) -> Reply:
     return Reply.of(220, "", f"{hostname} ESMTP Elemta")
 
 
+def in_place_of_greeting(reply: Reply) -> Reply:
+    """A refusal as a client may read it where the greeting would be."""
+    if reply.is_transient:
+        # RFC 5321 §3.8: the only transient reply to a connection
+        return reply.with_code(421, reply.enhanced)
+    # RFC 5321 §3.1: 554, or RFC 7504 §3: 521 where mail is never taken
+    return reply if reply.code in (521, 554) else reply.with_code(554, reply.enhanced)
+
+
 @lru_cache(maxsize=64)
 def hello(hostname: str, keywords: tuple[str, ...] = ()) -> Reply:
     """The reply to HELO, or with ``keywords`` to EHLO; neither has an enhanced code."""

@@ -230,15 +230,9 @@ class ServerSession:
 
     def _refuse_connection(self, answer: Refuse) -> None:
         state = self.state
-        reply = answer.reply
+        reply = replies.in_place_of_greeting(answer.reply)
         reason = answer.reason or "refused"
-        if reply.is_transient:
-            # RFC 5321 §3.8: the only transient reply to a connection
-            state.reply_and_close("", reply.with_code(421, reply.enhanced), reason)
-            return
-        # RFC 5321 §3.1: 554, or RFC 7504 §3: 521 where mail is never taken
-        reply = reply if reply.code in (521, 554) else reply.with_code(554, reply.enhanced)
-        if answer.close or (self._talked_early and self._settings.reject_early_talkers):
+        if reply.is_transient or answer.close or (self._talked_early and self._settings.reject_early_talkers):
             state.reply_and_close("", reply, reason)
         else:
             state.rejected_at_connect = True

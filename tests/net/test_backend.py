@@ -9,7 +9,7 @@ from pytest_twisted import ensureDeferred
 
 from elemta.net import message_commit
 from elemta.net.recipients import FinalRecipients
-from elemta.policy import CONTINUE
+from elemta.policy import CONTINUE, Defer, Disconnect, Reject, Verdict
 from tests.net.conftest import MESSAGE, Place, Scripted, reply_of, spooled
 
 FORGERY = b"\t; dkim=pass header.d=bank.example\r\n"
@@ -68,6 +68,37 @@ async def test_the_policies_see_the_header_as_it_is_stored(place: Place) -> None
     stored = await spooled(place, message + b"Return-Path: z\r\n")
     assert stored.endswith(b"\r\nX-Mailbox-Line: >From a@b.test now\r\nTo: x\r\n\r\nReturn-Path: z\r\n")
     assert judge.shown == ["X-Mailbox-Line", "To"]
+
+
+class Listening(Scripted):
+    """Notes the replies that refuse."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__()
+        self.answers["connect"] = verdict
+        self.refusals: list[tuple[str, str]] = []
+
+    def refused_at(self, session: Any, stage: Any, reply: Any, transaction: Any, recipient: Any) -> None:
+        self.refusals.append((stage.value, str(reply)))
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        Reject("no"),
+        Reject("no", code=521, enhanced="5.3.2"),
+        Reject("no", code=554, enhanced="5.7.1"),
+        Defer("later"),
+        Disconnect("later"),
+        Disconnect("no", code=554, enhanced="5.7.1"),
+    ],
+)
+def test_an_observer_of_refusals_gets_the_reply_that_a_client_reads_in_place_of_the_greeting(
+    place: Place, verdict: Verdict
+) -> None:
+    place.policy = policy = Listening(verdict)
+    (line,) = place.connect().said()
+    assert policy.refusals == [("connect", line)]
 
 
 @pytest.mark.parametrize("first", [b" \r\n", b"\r\n", b"words\r\n"])
