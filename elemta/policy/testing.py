@@ -91,8 +91,8 @@ class PolicyTester(PolicyDriver):
     ``options`` is the policy's table as it would stand in the configuration; bad ones raise
     :class:`~elemta.errors.ConfigError`. ``local``, ``mailboxes``, ``relay_from``, ``limits`` and ``resolver``
     are those of :func:`make_services`, as are ``threads``, ``store``, ``connections``, ``http``,
-    ``hostname``, ``node_id``, ``outbox`` and ``queue``. ``may_relay`` is whether ``[policies] may_relay`` names the policy.
-    ``facts`` is the session that the policy sees; change it as you like.
+    ``hostname``, ``node_id``, ``outbox`` and ``queue``. ``may_relay`` is whether ``[policies] may_relay``
+    names the policy. ``facts`` is the session that the policy sees; change it as you like.
 
     A method per stage asks and returns the verdict; where the policy is not asked at that stage it
     returns ``CONTINUE``. ``wait`` is how many seconds the clock is advanced for a policy that doesn't

@@ -29,35 +29,6 @@ from elemta.valkey.silence import Silence
 from elemta.valkey.tls import TLS
 from elemta.valkey.topology import Single, Topology
 
-
-@dataclass(frozen=True, slots=True)
-class ScanResult:
-    """Keys that were there at one time during the scan; each once. Not ``complete``: there may be more."""
-
-    keys: tuple[bytes, ...]
-    complete: bool
-
-
-async def scan(
-    primaries: Sequence[ServerPool], ask: Callable[[ServerPool, bytes], Deferred[Any]], slices: int
-) -> ScanResult:
-    """Ask every primary in turn for slices of its keys, ``slices`` at most altogether."""
-    if not primaries:
-        raise ValkeyError(ValkeyFailure.DISCONNECTED, "not connected")
-    found: dict[bytes, None] = {}
-    for pool in primaries:
-        cursor = b"0"
-        while True:
-            if slices == 0:
-                return ScanResult(tuple(found), complete=False)
-            slices -= 1
-            cursor, keys = await ask(pool, cursor)
-            found.update(dict.fromkeys(keys))
-            if cursor == b"0":
-                break
-    return ScanResult(tuple(found), complete=True)
-
-
 if TYPE_CHECKING:
     from elemta.valkey.connection import Connection
 
@@ -67,6 +38,14 @@ IN_FLIGHT = 1024
 """How many commands may wait for their replies on one connection."""
 
 _WATCH_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """Keys that were there at one time during the scan; each once. Not ``complete``: there may be more."""
+
+    keys: tuple[bytes, ...]
+    complete: bool
 
 
 class ScriptRunner(Protocol):
@@ -227,7 +206,7 @@ class Valkey:
             frame = pack(("SCAN", cursor, "MATCH", match, "COUNT", count))
             return self._ask_on(pool.connection, frame, deadline=deadline)
 
-        return Deferred.fromCoroutine(scan(self._topology.primaries, ask, max(1, limit // count)))
+        return Deferred.fromCoroutine(_scan(self._topology.primaries, ask, max(1, limit // count)))
 
     @property
     def info(self) -> ValkeyInfo:
@@ -313,6 +292,26 @@ class Valkey:
                 callback(up)
             except Exception:
                 _log.failure("a listener to Valkey's connection failed", event="valkey.listener_failed")
+
+
+async def _scan(
+    primaries: Sequence[ServerPool], ask: Callable[[ServerPool, bytes], Deferred[Any]], slices: int
+) -> ScanResult:
+    """Ask every primary in turn for slices of its keys, ``slices`` at most altogether."""
+    if not primaries:
+        raise ValkeyError(ValkeyFailure.DISCONNECTED, "not connected")
+    found: dict[bytes, None] = {}
+    for pool in primaries:
+        cursor = b"0"
+        while True:
+            if slices == 0:
+                return ScanResult(tuple(found), complete=False)
+            slices -= 1
+            cursor, keys = await ask(pool, cursor)
+            found.update(dict.fromkeys(keys))
+            if cursor == b"0":
+                break
+    return ScanResult(tuple(found), complete=True)
 
 
 def _no_answer(failure: Failure) -> None:
