@@ -102,6 +102,14 @@ def test_comments_and_strings_of_code_are_read_and_names_are_not(
     assert lines == ["3", "4", "5"]
 
 
+def test_a_program_in_python_without_a_suffix_is_read_as_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = '#!/usr/bin/env python3\n"""For somebody."""\nnobody = 1\n'
+    lines = [line.partition(":")[0] for line in found(tmp_path, "program", text, capsys)]
+    assert lines == ["2"]
+
+
 def test_names_in_sql_are_not_prose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = 'DUE = "SELECT lane FROM part"\nTOLD = "the lane is full"\n'
     lines = [line.partition(":")[0] for line in found(tmp_path, "module.py", text, capsys)]
@@ -122,6 +130,7 @@ def test_every_document_and_setting_is_checked_and_clean(capsys: pytest.CaptureF
     checked = set(PROSE.clean_files())
     assert {"README.md", "docs/promises.md", "deployments/haproxy/README.md", "etc/elemta.toml"} <= checked
     assert {"elemta/spool/writer.py", "docs/architecture.md", "tests/spool/test_holds.py"} <= checked
+    assert {"bench/limits", "tests/compose/run", ".ci/house"} <= checked
     assert PROSE.main(["--clean"]) == 0, capsys.readouterr().out
 
 
