@@ -16,7 +16,7 @@ from elemta.spool.records import (
     RecipientRecord,
     SpoolStats,
 )
-from elemta.spool.waits import next_attempt_of
+from elemta.spool.waits import next_attempt_of, shown_hold_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class MessageDetails:
         return cls(
             queue_id=record.queue_id,
             state=record.state,
-            hold_reason=message.hold_reason,
+            hold_reason=shown_hold_reason(record.state, message.hold_reason),
             sender=envelope.sender,
             size=envelope.size,
             received_at=envelope.received_at,

@@ -22,7 +22,7 @@ from elemta.spool.filters import QueueFilter
 from elemta.spool.queue_id import row_key
 from elemta.spool.records import MessageRecord
 from elemta.spool.spool import Spool
-from elemta.spool.waits import leading, next_attempt_of
+from elemta.spool.waits import leading, next_attempt_of, shown_hold_reason
 
 MOST_FOUND = 100
 """Messages of one page."""
@@ -140,7 +140,7 @@ class _SpoolSearch:
         return replace(
             life,
             state=record.state.value,
-            hold_reason=record.message.hold_reason,
+            hold_reason=shown_hold_reason(record.state, record.message.hold_reason),
             next_attempt_at=next_attempt_of(record),
             reason=_reason(record),
         )
@@ -164,7 +164,7 @@ class _SpoolSearch:
             received_at=envelope.received_at,
             ended_at=None,
             state=record.state.value,
-            hold_reason=record.message.hold_reason,
+            hold_reason=shown_hold_reason(record.state, record.message.hold_reason),
             next_attempt_at=next_attempt_of(record),
             reason=_reason(record),
             verdicts=(),

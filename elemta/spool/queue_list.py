@@ -26,7 +26,7 @@ from elemta.spool.records import (
     state_on_hold,
 )
 from elemta.spool.rows import FINISHED, MESSAGE_COLUMNS, STATE_CODES, STATE_INDEXES, message_of, state_of
-from elemta.spool.waits import KnownWaits, Waits, leading, view_of_part
+from elemta.spool.waits import KnownWaits, Waits, leading, shown_hold_reason, view_of_part
 
 # Messages that one question to the database looks at, where a filter looks into them.
 LOOKED_AT = 10_000
@@ -86,7 +86,10 @@ _DESTINATIONS = """SELECT CAST(found.lane AS TEXT), found.messages, found.active
     (SELECT CAST(received_at AS REAL) FROM message WHERE id = found.first), found.due,
     (SELECT trim(CASE WHEN r.code THEN r.code ELSE '' END || ' ' || r.enhanced || ' ' || r.text)
         FROM part p CROSS JOIN recipient r ON r.message_id = p.message_id AND r.pending
-        WHERE p.lane = found.lane AND p.state = 1 LIMIT 1)
+        WHERE p.lane = found.lane AND p.state = 1
+        AND (p.positions IS NULL OR r.position IN (SELECT value FROM json_each(
+            CASE WHEN json_valid(CAST(p.positions AS TEXT)) THEN CAST(p.positions AS TEXT) ELSE '[]' END)))
+        LIMIT 1)
     FROM (SELECT lane, count(*) AS messages, max(state = 0) AS active, min(message_id) AS first,
         min(CASE WHEN state = 1 THEN turn END) AS due
         FROM part INDEXED BY part_lane WHERE lane {} ? AND state < 2 GROUP BY lane ORDER BY lane
@@ -357,6 +360,7 @@ def seen(
         summary,
         state=state,
         next_attempt_at=next_attempt_at,
+        hold_reason=shown_hold_reason(state, summary.hold_reason),
         destination=shown.destination if shown is not None else "",
         reason=shown.reason if shown is not None else "",
     )

@@ -98,6 +98,11 @@ def next_attempt_of(record: MessageRecord) -> float | None:
     return record.message.next_attempt_at if first is None else first.next_attempt_at
 
 
+def shown_hold_reason(state: MessageState, hold_reason: str | None) -> str | None:
+    """Why a message is on hold; None where it goes on, though one of its parts may be on hold."""
+    return None if state in _ORDER else hold_reason
+
+
 def with_views(record: MessageRecord, waits: Waits | None) -> MessageRecord:
     """The record with its parts, and its state, as operators see them."""
     message = record.message

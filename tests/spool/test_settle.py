@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred, gatherResults
 
+from elemta.daemon.queue_answers import MessageDetails
 from elemta.errors import UnknownMessage
 from elemta.outcome import Status
 from elemta.spool import Disk, MessageState, PlannedPart
+from elemta.spool.filters import QueueFilter
 from tests.spool.mail import due, outcome, put, recipients, submission, written
 
 DELIVERED, DEFERRED, FAILED = Status.DELIVERED, Status.DEFERRED, Status.FAILED
@@ -132,6 +135,29 @@ async def test_each_part_of_a_message_has_its_own_destination_time_and_number_of
     await spool.settle(queue_id, _said(queue_id, mallory=DELIVERED), part=0, retry_at=None, hold_reason=None)
     assert await spool.list() == []
     assert await spool.destinations(None, 10) == []
+
+
+@ensureDeferred
+async def test_a_part_on_hold_and_one_that_waits_each_have_their_own_reason(open_spool):
+    spool = await open_spool()
+    spool.use_plan(lambda _: tuple(PlannedPart(way, 7.0, (place,)) for place, way in enumerate(("one", "two"))))
+    queue_id = (await put(spool, b"body", "bob", "eve")).queue_id
+    said = [replace(outcome(queue_id, "bob", DEFERRED), text="what bob's next hop said")]
+    await spool.settle(queue_id, said, part=0, retry_at=50.0, hold_reason=None)
+    await spool.settle(queue_id, (), part=1, retry_at=60.0, hold_reason=None, attempted=False)
+    # What one next hop said is no error of another one.
+    errors = {mail.name: mail.last_error for mail in await spool.listed_destinations(None, 10)}
+    assert "what bob's next hop said" in errors["one"] and errors["two"] == ""
+    await spool.settle(queue_id, (), part=1, retry_at=None, hold_reason="the route says hold:")
+    (line,) = (await spool.find(QueueFilter())).messages
+    assert (line.state, line.hold_reason) == (MessageState.DEFERRED, None)
+    assert "what bob's next hop said" in line.reason
+    shown = MessageDetails.of(await spool.show(queue_id))
+    assert (shown.state, shown.hold_reason) == (MessageState.DEFERRED, None)
+    assert [each.reason for each in shown.recipients][1] == "the route says hold:"
+    await spool.settle(queue_id, _said(queue_id, bob=DELIVERED), part=0, retry_at=None, hold_reason=None)
+    (line,) = (await spool.find(QueueFilter())).messages
+    assert (line.state, line.hold_reason) == (MessageState.HOLD, "the route says hold:")
 
 
 @ensureDeferred
