@@ -111,6 +111,9 @@ class AdminParameter:
         empty_is_none = self.default is None and not self._takes_empty
         if not self.required and (text is None or (text == "" and empty_is_none)):
             return self.default
+        if text is None and self._takes_empty:
+            # An empty set of limits has to be asked for: a body that was forgotten is none.
+            raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"{self.name} is missing")
         return self.kind.parse(self.name, text or "")
 
     @property

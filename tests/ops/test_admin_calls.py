@@ -130,6 +130,18 @@ async def test_parameters_come_from_the_path_and_the_query_by_their_types(
     assert await CallTable(Painting()).answer("GET", uri) == answer
 
 
+def test_no_call_takes_a_missing_parameter_for_an_empty_one() -> None:
+    asked = [
+        (call, each) for call in EVERY_CALL for each in call.parameters if each.required and not each.in_path
+    ]
+    assert any(each.name == "toml" for _, each in asked)
+    for call, each in asked:
+        for body in ({}, {each.name: None}):
+            with pytest.raises(AdminRefusal) as refused:
+                each.value({}, body)
+            assert refused.value.status == 400, (call.path, each.name)
+
+
 @pytest.mark.parametrize(
     ("uri", "error", "hint"),
     [
