@@ -9,7 +9,8 @@ from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from elemta.auth.accounts import Accounts, AccountsFile
@@ -37,6 +38,8 @@ LISTENER = "console"
 """The name of the console in the limits of failed logins."""
 
 FIRST_TOKEN_ACTOR = "first-token"  # noqa: S105 - a name
+# How often the accounts are looked at for a first user while there is none, in seconds
+_WATCH_SECONDS = 1.0
 _READING = frozenset({b"GET", b"HEAD"})
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?")
 
@@ -77,6 +80,8 @@ class ConsoleAccess:
             {"localhost", socket.gethostname().lower(), *(name.lower().rstrip(".") for name in hostnames)}
         )
         self.sessions = ConsoleSessions(runtime)
+        self._watch = LoopingCall(self._watch_first_token)
+        self._watch.clock = runtime.reactor
         self._threads: WorkerPool = runtime.threads.pool("elemta-console", 1)
 
     async def start(self) -> None:
@@ -84,9 +89,26 @@ class ConsoleAccess:
         self._authenticator.start()
         self._threads.start()
         await self.refresh()
+        if self._first_token.is_valid:
+            self._watch.start(_WATCH_SECONDS, now=False).addErrback(
+                lambda failure: _log.failure(
+                    "a periodic task ended with an internal error", failure, event="daemon.task_failed"
+                )
+            )
+
+    def _watch_first_token(self) -> Deferred[None]:
+        """Let it end with the first user, though no request comes."""
+        return Deferred.fromCoroutine(self._look_for_first_user())
+
+    async def _look_for_first_user(self) -> None:
+        await self.refresh()
+        if not self._first_token.is_valid and self._watch.running:
+            self._watch.stop()
 
     async def stop(self) -> None:
         """End the threads."""
+        if self._watch.running:
+            self._watch.stop()
         await self._authenticator.stop()
         await self._threads.join()
 

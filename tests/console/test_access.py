@@ -215,6 +215,22 @@ def test_the_first_token_is_the_way_in_until_there_is_a_user(tmp_path: Path) -> 
     assert console.post("/login", {"username": "x", "password": token}, seconds=20).status == 401
 
 
+def test_the_first_token_ends_with_the_first_user_though_no_request_comes(tmp_path: Path) -> None:
+    console = Console(tmp_path, TABLE, file="")
+    path = tmp_path / "console-token"
+    for _ in range(3):
+        console.clock.advance(1.1)
+        assert path.exists()
+    console.path.write_text(f"anna:viewer:{cheap_hash(PASSWORD)}\n")
+    console.clock.pump([1.1] * 2)
+    assert not path.exists()
+    # Nothing looks at the file again until a request does.
+    calls = console.clock.getDelayedCalls()
+    console.clock.advance(5)
+    assert not path.exists() and console.clock.getDelayedCalls() == calls
+    console.wait_for(Deferred.fromCoroutine(console.access.stop()))
+
+
 def test_there_is_no_first_token_while_the_accounts_cannot_be_read(tmp_path: Path) -> None:
     console = Console(tmp_path, TABLE, file="anna:king:nonsense\n")
     assert not (tmp_path / "console-token").exists()
