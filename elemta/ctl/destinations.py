@@ -68,4 +68,7 @@ def change(invocation: CommandContext) -> int:
     messages = "message waits" if waiting == 1 else "messages wait"
     # In a fleet: it is done on the node that was asked, and nowhere else.
     node = f" on node {answer['node_id']}" if "node_id" in answer else ""
-    return invocation.give_answer(answer, f"{answer['name']}{node}: {_DONE[action]}; {waiting} {messages}")
+    # By mx: each domain is a destination, also one that is mistyped.
+    idle = action == "probe" and not waiting
+    done = "no mail waits, nothing is attempted" if idle else f"{_DONE[action]}; {waiting} {messages}"
+    return invocation.give_answer(answer, f"{answer['name']}{node}: {done}")
