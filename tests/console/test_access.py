@@ -227,7 +227,8 @@ def test_the_first_token_ends_with_the_first_user_though_no_request_comes(tmp_pa
     # Nothing looks at the file again until a request does.
     calls = console.clock.getDelayedCalls()
     console.clock.advance(5)
-    assert not path.exists() and console.clock.getDelayedCalls() == calls
+    assert not path.exists()
+    assert console.clock.getDelayedCalls() == calls
     console.wait_for(Deferred.fromCoroutine(console.access.stop()))
 
 
