@@ -176,8 +176,8 @@ class FleetCalls(CallTable):
             wanted = listing.query(query, name, own=False)
             if wanted is not None:
                 request = PeerRequest.get(path, wanted)
-                patience = self._silent.patience(name, max(0.0, end - self._clock.seconds()))
-                asked.append((FleetPeer(name, self._questions), request, patience))
+                seconds = self._silent.wait_for(name, max(0.0, end - self._clock.seconds()))
+                asked.append((FleetPeer(name, self._questions), request, seconds))
         answers = [self._read(path, each) for each in await ask_each(asked, self._clock)]
         self._silent.note(answers)
         too_many = [PeerAnswer(name, problem="not asked") for name in self._known[MOST_NODES:]]

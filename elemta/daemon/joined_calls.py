@@ -96,16 +96,16 @@ class JoinedCalls(CallTable):
         return workers
 
     async def _ask(self, requests: Sequence[tuple[Peer, PeerRequest]], seconds: float) -> list[PeerAnswer]:
-        asked = [(peer, request, self._patience(peer, request, seconds)) for peer, request in requests]
+        asked = [(peer, request, self._wait_for(peer, request, seconds)) for peer, request in requests]
         answers = list(await ask_each(asked, self._clock))
         self._silent.note(answers)
         return answers
 
-    def _patience(self, peer: Peer, request: PeerRequest, seconds: float) -> float:
+    def _wait_for(self, peer: Peer, request: PeerRequest, seconds: float) -> float:
         """A change is waited for: it may be carried out."""
         if request.caller.actor.startswith(NODE_ACTOR):
             seconds = min(seconds, NODE_READ_SECONDS)
-        return self._silent.patience(peer.name, seconds) if request.method == "GET" else seconds
+        return self._silent.wait_for(peer.name, seconds) if request.method == "GET" else seconds
 
     # What is read from all of them
 

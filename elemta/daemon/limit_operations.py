@@ -35,7 +35,7 @@ _NodesByKey = Mapping[str, Sequence[RemoteRefusal]]
 
 
 @dataclass(frozen=True, slots=True)
-class LimitTerms:
+class LimitInForce:
     """A limit in force, in the words of the configuration; ``per`` is empty where all count as one.
 
     ``today`` are the checks of this node since midnight (UTC), by outcome: ``admitted``, ``refused``,
@@ -106,7 +106,7 @@ class LimitListing:
 class LimitsInForce:
     """The limits in force, those of ``[resources]`` first."""
 
-    limits: tuple[LimitTerms, ...]
+    limits: tuple[LimitInForce, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class LimitOperations:
         today: dict[str, dict[str, int]] = {}
         for (name, outcome), count in self._today().items():
             today.setdefault(name, {})[outcome] = count
-        return LimitsInForce(tuple(_spec(rule, today.get(rule.name, {})) for rule in self._rules))
+        return LimitsInForce(tuple(_in_force(rule, today.get(rule.name, {})) for rule in self._rules))
 
     @route("GET", "/v1/limits/top")
     async def top(
@@ -350,9 +350,9 @@ def bounds_of(spec: LimitSpec, used: Sequence[int], nodes: int | None = None) ->
     )
 
 
-def _spec(rule: Rule, today: Mapping[str, int]) -> LimitTerms:
+def _in_force(rule: Rule, today: Mapping[str, int]) -> LimitInForce:
     spec = rule.spec
-    return LimitTerms(
+    return LimitInForce(
         name=rule.name,
         per=tuple(identity.value for identity in rule.per),
         counts=rule.counts.value,

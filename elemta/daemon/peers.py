@@ -91,7 +91,7 @@ class SilentPeers:
         """Whether this one did not answer."""
         return self._until.get(name, 0.0) > self._clock.seconds()
 
-    def patience(self, name: str, seconds: float) -> float:
+    def wait_for(self, name: str, seconds: float) -> float:
         """How many of so many seconds it is waited for."""
         return min(seconds, self._seconds) if self.has(name) else seconds
 

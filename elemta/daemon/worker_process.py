@@ -165,7 +165,7 @@ class WorkerProcess:
                 event="worker.silent",
                 worker=self.number,
                 pid=self.pid,
-                seconds=self._patience,
+                seconds=self._longest_silence,
             )
             self._signal(signal.SIGKILL)
 
@@ -175,7 +175,7 @@ class WorkerProcess:
 
     def is_silent(self, now: float) -> bool:
         """Whether there is a process that has not said anything for too long."""
-        return self._transport is not None and now - self._heard_at > self._patience
+        return self._transport is not None and now - self._heard_at > self._longest_silence
 
     @property
     def problem(self) -> str:
@@ -184,7 +184,7 @@ class WorkerProcess:
         return self.trouble or (", ".join(self.facts.not_ready) if takes_mail_if_ready else "")
 
     @property
-    def _patience(self) -> float:
+    def _longest_silence(self) -> float:
         return SILENT_SECONDS if self._has_spoken else FIRST_WORD_SECONDS
 
     def ask(self, name: str, body: bytes, seconds: float) -> Deferred[bytes]:

@@ -106,9 +106,9 @@ class OutboundLimiter:
         refunded = self.limiter.refund(go.receipts)
         return refunded if released is None else released
 
-    def _ask(self, departure: OutboundCharge, counts: Counts) -> MaybeDeferred[Permit | Throttled]:
-        charge = self.limiter.charge_outbound(departure, counts)
-        return then(charge, self._answer, departure.destination)
+    def _ask(self, outbound: OutboundCharge, counts: Counts) -> MaybeDeferred[Permit | Throttled]:
+        charge = self.limiter.charge_outbound(outbound, counts)
+        return then(charge, self._answer, outbound.destination)
 
     def _answer(self, charge: Charge, destination: str) -> Permit | Throttled:
         refusal = charge.refusal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-PATIENCE = 3600.0
+CONFIRMED_SECONDS = 3600.0
 """Seconds for which the clock must say so before anything goes by its age."""
 
 PARTS = 8
@@ -35,9 +35,9 @@ def last_times(newest: Sequence[float], now: float) -> list[float]:
     return times[::-1]
 
 
-def patience(keep: float) -> float:
+def confirmed_after(keep: float) -> float:
     """How long the clock must say that the time is over, in seconds."""
-    return min(PATIENCE, keep)
+    return min(CONFIRMED_SECONDS, keep)
 
 
 class Overdue:

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from elemta.errors import HistoryError
 from elemta.history.events import HistoryEntry, HistoryEvent, entry_of, joined
 from elemta.history.lives import words_of_data
-from elemta.history.retention import PARTS, Overdue, last_times, patience
+from elemta.history.retention import PARTS, Overdue, confirmed_after, last_times
 from elemta.history.segment import HistorySegment, SegmentFigures
 from elemta.history.words import MOST_WORDS, keys_of
 from elemta.runtime import Runtime
@@ -322,7 +322,7 @@ class HistoryStore:
             return False
         now = self._wall()
         time = last_times([each.figures.newest for each in self.segments], now)[0]
-        if not self._overdue.is_over(time < now - keep, self._monotonic(), patience(keep)):
+        if not self._overdue.is_over(time < now - keep, self._monotonic(), confirmed_after(keep)):
             self._end_carry()
             return False
         if self._carry():

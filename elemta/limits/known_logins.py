@@ -30,7 +30,7 @@ MAX_REMEMBERED = 10_000
 _MICROSECONDS = 1_000_000
 
 # No limit of a configuration can have this name.
-_TERMS = LimitSpec("_logins", (Bound.of(1, 2 * PERIOD_SECONDS * _MICROSECONDS),), binding=False)
+_SPEC = LimitSpec("_logins", (Bound.of(1, 2 * PERIOD_SECONDS * _MICROSECONDS),), binding=False)
 
 
 class LoginHistory(enum.Enum):
@@ -101,4 +101,4 @@ class KnownLogins:
 
 
 def _request(user: str, place: str, period: int) -> Request:
-    return Request(_TERMS, joined((user, place, str(period))))
+    return Request(_SPEC, joined((user, place, str(period))))

@@ -89,7 +89,7 @@ class Limiter:
         self.mailbox = mailbox or _as_written
         self._of_logins = tuple(rule for rule in rules if rule.counts is Counts.AUTH_FAILURES)
         self._of_refusals = tuple(rule for rule in rules if rule.counts is Counts.REFUSALS)
-        self._departing = tuple(rule for rule in rules if rule.is_outbound)
+        self._outbound_rules = tuple(rule for rule in rules if rule.is_outbound)
         self.known_logins = KnownLogins(store, store.seconds if wall is None else wall)
         self._refusals = RememberedRefusals()
         self._return_times = ReturnTimes()
@@ -125,8 +125,8 @@ class Limiter:
             return requests
         return self.overrides.applied(rule, requests, subject.session.client_ip)
 
-    def _outbound_requests(self, rule: Rule, departure: OutboundCharge) -> list[Request]:
-        return self.overrides.applied(rule, rule.outbound_requests(departure), departure.client_ip)
+    def _outbound_requests(self, rule: Rule, outbound: OutboundCharge) -> list[Request]:
+        return self.overrides.applied(rule, rule.outbound_requests(outbound), outbound.client_ip)
 
     def charge(
         self,
@@ -195,16 +195,16 @@ class Limiter:
                 found[one.key] = one if known is None else replace(one, amount=known.amount + one.amount)
         return list(found.values())
 
-    def charge_outbound(self, departure: OutboundCharge, counts: Counts) -> MaybeDeferred[Charge]:
+    def charge_outbound(self, outbound: OutboundCharge, counts: Counts) -> MaybeDeferred[Charge]:
         """Charge what leaves in all limits per destination that count this, all or none.
 
         ``counts`` are messages, for a transaction, or open connections, for a connection that is to be made.
         """
-        if not self._departing:
+        if not self._outbound_rules:
             return _NOTHING
-        departure = replace(departure, sender=self.mailbox(departure.sender))
-        rules = [rule for rule in self._departing if rule.counts is counts]
-        asked = [request for rule in rules for request in self._outbound_requests(rule, departure)]
+        outbound = replace(outbound, sender=self.mailbox(outbound.sender))
+        rules = [rule for rule in self._outbound_rules if rule.counts is counts]
+        asked = [request for rule in rules for request in self._outbound_requests(rule, outbound)]
         return self._acquire(asked, None, no=_WAITS) if asked else _NOTHING
 
     def refund(self, receipts: Iterable[Receipt]) -> MaybeDeferred[None]:

@@ -10,7 +10,7 @@ from elemta.errors import StoreUnavailable
 from elemta.limits.memory import LocalStore
 from elemta.limits.store import Decision, Denial, LimitSpec, Ranking, Receipt, Request, Snapshot, Usage
 
-_ROOM = 1000
+_MOST_SHARES = 1000
 
 
 class Shares:
@@ -30,7 +30,7 @@ class Shares:
         """The same limit for one of ``nodes`` nodes."""
         if nodes <= 1:
             return spec
-        if nodes != self._nodes or len(self._made) >= _ROOM:
+        if nodes != self._nodes or len(self._made) >= _MOST_SHARES:
             self._nodes = nodes
             self._made = {}
         made = self._made.get(id(spec))

@@ -177,14 +177,14 @@ class Rule:
             return True
         return exceptions.any and any(exceptions.name(part) for part in identity.split(JOINT))
 
-    def outbound_requests(self, departure: OutboundCharge) -> list[Request]:
+    def outbound_requests(self, outbound: OutboundCharge) -> list[Request]:
         """What to ask of the store on the way out; per recipient domain one for each. Never a key twice."""
-        ip = departure.client_ip
+        ip = outbound.client_ip
         if ip is not None and self.exceptions and self.exceptions.cover(ip):
             return []
         identities = [""]
         for identity in self.per:
-            parts = [part for part in _OUT[identity](departure) if not self.exceptions.name(part)]
+            parts = [part for part in _OUT[identity](outbound) if not self.exceptions.name(part)]
             identities = [joined((*filter(None, [so_far]), part)) for so_far in identities for part in parts]
         return [Request(self.spec, identity) for identity in dict.fromkeys(identities)]
 
@@ -394,29 +394,29 @@ _PARTS: dict[Identity, Callable[[Subject], str | None]] = {
 }
 
 
-def _departing_user(departure: OutboundCharge) -> tuple[str, ...]:
-    return () if departure.user is None else (name_identity(departure.user),)
+def _outbound_user(outbound: OutboundCharge) -> tuple[str, ...]:
+    return () if outbound.user is None else (name_identity(outbound.user),)
 
 
-def _departing_null(departure: OutboundCharge) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(null_sender_identity(each.address) for each in departure.recipients))
+def _outbound_null(outbound: OutboundCharge) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(null_sender_identity(each.address) for each in outbound.recipients))
 
 
-def _departing_sender(departure: OutboundCharge) -> tuple[str, ...]:
-    return (address_identity(departure.sender),) if departure.sender else _departing_null(departure)
+def _outbound_sender(outbound: OutboundCharge) -> tuple[str, ...]:
+    return (address_identity(outbound.sender),) if outbound.sender else _outbound_null(outbound)
 
 
-def _departing_sender_domain(departure: OutboundCharge) -> tuple[str, ...]:
-    return (domain_identity(departure.sender),) if departure.sender else _departing_null(departure)
+def _outbound_sender_domain(outbound: OutboundCharge) -> tuple[str, ...]:
+    return (domain_identity(outbound.sender),) if outbound.sender else _outbound_null(outbound)
 
 
 _OUT: dict[Identity, Callable[[OutboundCharge], Sequence[str]]] = {
-    Identity.DESTINATION: lambda departure: (host_identity(departure.destination),),
-    Identity.SENDER: _departing_sender,
-    Identity.SENDER_DOMAIN: _departing_sender_domain,
-    Identity.USER: _departing_user,
-    Identity.RECIPIENT_DOMAIN: lambda departure: [
-        domain_identity(each.address) for each in departure.recipients
+    Identity.DESTINATION: lambda outbound: (host_identity(outbound.destination),),
+    Identity.SENDER: _outbound_sender,
+    Identity.SENDER_DOMAIN: _outbound_sender_domain,
+    Identity.USER: _outbound_user,
+    Identity.RECIPIENT_DOMAIN: lambda outbound: [
+        domain_identity(each.address) for each in outbound.recipients
     ],
 }
 _PER_RECIPIENT = frozenset({Identity.RECIPIENT, Identity.RECIPIENT_DOMAIN})

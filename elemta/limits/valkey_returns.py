@@ -163,7 +163,7 @@ class Cancellations:
         self._timer: Any = None
 
     def add(self, keys: Sequence[bytes], args: Sequence[bytes]) -> None:
-        """``keys`` and ``args`` of the acquiring call, without its terms."""
+        """``keys`` and ``args`` of the acquiring call, without its specs."""
         now = self._reactor.seconds()
         self._lost.append(_Lost(keys, args, now + CANCELLED_AFTER, now + _FORGOTTEN_AFTER))
         self._wind()

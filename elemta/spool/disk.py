@@ -34,7 +34,7 @@ class DiskFailure(enum.Enum):
     BROKEN = "disk"
 
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _BY_CODE = {
     sqlite3.SQLITE_FULL: DiskFailure.FULL,
     sqlite3.SQLITE_BUSY: DiskFailure.BUSY,
@@ -49,7 +49,7 @@ _BY_CODE = {
 def failure_of(error: BaseException) -> DiskFailure:
     """Classify a failure. What is not known for certain to be harmless is BROKEN."""
     if isinstance(error, OSError):
-        return DiskFailure.FULL if error.errno in _NO_ROOM else DiskFailure.BROKEN
+        return DiskFailure.FULL if error.errno in _NO_SPACE else DiskFailure.BROKEN
     if isinstance(error, sqlite3.Error):
         code: int | None = getattr(error, "sqlite_errorcode", None)
         if code is None:

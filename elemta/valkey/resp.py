@@ -143,6 +143,6 @@ class Script:
 
     @classmethod
     def of_package(cls, package: str, path: str) -> Script:
-        """The script in a file of a package: ``Script.of_package("elemta.limits", "scripts/take.lua")``."""
+        """The script in a file of a package: ``Script.of_package("elemta.limits", "scripts/beat.lua")``."""
         name = path.rpartition("/")[2].removesuffix(".lua")
         return cls(name, files(package).joinpath(path).read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from elemta.envelope import Client, Recipient
 from elemta.history.events import Accepted, Attempted, HistoryEvent, entry_of
 from elemta.history.finder import HistoryFinder, Sought
 from elemta.history.lives import life_of
-from elemta.history.retention import PATIENCE, last_times
+from elemta.history.retention import CONFIRMED_SECONDS, last_times
 from elemta.history.store import HistoryStore
 from elemta.message.summary import HeaderSummary
 from elemta.outcome import Outcome, Status
@@ -217,7 +217,7 @@ def test_a_clock_that_stays_ahead_for_an_hour_is_believed(place: Place) -> None:
     place.days(2)
     place.wrong = 40 * DAY
     place.tidy()
-    place.clock.advance(PATIENCE - 1)
+    place.clock.advance(CONFIRMED_SECONDS - 1)
     place.tidy()
     assert place.known(1) is not None
     place.clock.advance(2)

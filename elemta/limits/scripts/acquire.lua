@@ -1,7 +1,7 @@
 -- Charges decisions, one after the other, each all or none; one of them never names a key twice.
 -- KEYS: one for each request of each decision; one more, where the charges are noted, if a limit has sub-buckets.
--- ARGV: boot, number of the first decision, node, program, and terms in the order in which the program counts them.
--- The program: for each decision its number of requests, and for each of these the number of its terms, and the amount.
+-- ARGV: boot, number of the first decision, node, program, and specs in the order in which the program counts them.
+-- The program: for each decision its number of requests, and for each of these the number of its spec, and the amount.
 -- Returns the time and for each request 0: charged; above 0: the wait; -1: never; -2: it passes, others do not.
 
 local MOST_STEPS = 8
@@ -57,22 +57,22 @@ end
 
 -- Bring the sub-buckets of a key up to date, in the slow way; called when they have other windows than ours, or
 -- when the oldest has expired. Returns them as `charge` needs them, or nil where there are none.
-local function mend(key, terms, known)
-  local log = read_log(key, terms.span)
+local function renew_buckets(key, spec, known)
+  local log = read_log(key, spec.span)
   local all = { unpack(known and known.series or {}) }
   if known and known.log > 0 or not known then
-    local span = known and known.log or max(terms.span, log.times[1] and NOW - log.times[1] or 0)
+    local span = known and known.log or max(spec.span, log.times[1] and NOW - log.times[1] or 0)
     log.window = span
     insert(all, log)
   end
   local kept, gone = {}, {}
-  for place, window in ipairs(terms.windows) do
+  for place, window in ipairs(spec.windows) do
     kept[place] = known and of_window(known, window) or carried(best_of(all, window), window, grain_of(window))
     kept[place].used = kept[place].used or NOW
   end
   for place, series in ipairs(known and known.series or {}) do
     local ours = false
-    for _, window in ipairs(terms.windows) do
+    for _, window in ipairs(spec.windows) do
       ours = ours or window == series.window
     end
     if not ours and #kept < STRIDE and series.used + series.window + series.grain > NOW then
@@ -98,7 +98,7 @@ local function mend(key, terms, known)
     end
     call('HSET', key .. '~', unpack(flat))
   else
-    there = rewrite(key, kept, epoch, known and known.log or terms.span)
+    there = rewrite(key, kept, epoch, known and known.log or spec.span)
   end
   if not there then
     return nil
@@ -107,7 +107,7 @@ local function mend(key, terms, known)
   for place, series in ipairs(kept) do
     windows[place] = series.window
   end
-  return { epoch = epoch, windows = windows, total = total, oldest = oldest, log = known and known.log or terms.span }
+  return { epoch = epoch, windows = windows, total = total, oldest = oldest, log = known and known.log or spec.span }
 end
 
 -- Drop the slots of a window that no longer count, from the oldest on. Returns the total and the oldest that are
@@ -142,16 +142,16 @@ local function drop_oldest(key, epoch, window, place, total, oldest)
 end
 
 -- The sub-buckets of a key; nil where there are none.
-local function look_at_buckets(key, terms)
-  local head = call('HMGET', key .. '~', unpack(terms.fields))
+local function look_at_buckets(key, spec)
+  local head = call('HMGET', key .. '~', unpack(spec.fields))
   if not head[1] then
-    if #terms.windows == 0 or call('EXISTS', key) == 0 then
+    if #spec.windows == 0 or call('EXISTS', key) == 0 then
       return nil
     end
-    return mend(key, terms, nil)
+    return renew_buckets(key, spec, nil)
   end
-  local total, oldest, stale = {}, {}, head[1] ~= terms.schema
-  for place, window in ipairs(terms.windows) do
+  local total, oldest, stale = {}, {}, head[1] ~= spec.schema
+  for place, window in ipairs(spec.windows) do
     if stale then
       break
     end
@@ -162,35 +162,35 @@ local function look_at_buckets(key, terms)
     total[place], oldest[place], stale = sum, slot, not sum
   end
   local log = tonumber(head[3])
-  if not stale and (log == terms.span or terms.span == 0) then
-    return { epoch = tonumber(head[2]), windows = terms.windows, total = total, oldest = oldest, log = log }
+  if not stale and (log == spec.span or spec.span == 0) then
+    return { epoch = tonumber(head[2]), windows = spec.windows, total = total, oldest = oldest, log = log }
   end
   local known = read_buckets(key)
-  if terms.span > 0 then
+  if spec.span > 0 then
     local there = call('EXISTS', key) == 1
-    if log_is_short(known, terms.span, there) then
-      rebuild_log(key, known, terms.span)
+    if log_is_short(known, spec.span, there) then
+      rebuild_log(key, known, spec.span)
     end
-    if known.log < terms.span then
+    if known.log < spec.span then
       -- Others may have charged it last, and they do not keep it for us.
-      known.log = terms.span
-      call('HSET', key .. '~', 'x', text(terms.span))
-      call('PEXPIRE', key, text(ceil(terms.span / 1000)))
+      known.log = spec.span
+      call('HSET', key .. '~', 'x', text(spec.span))
+      call('PEXPIRE', key, text(ceil(spec.span / 1000)))
     end
   end
-  return mend(key, terms, known)
+  return renew_buckets(key, spec, known)
 end
 
 -- How much of the exact log still counts; it is trimmed, unless nodes with a longer window use it too.
-local function look_at_log(state, terms)
+local function look_at_log(state, spec)
   local key = state.key
   state.left = call('PTTL', key)
   if state.left == -2 then
     state.card, state.trimmed = 0, true
     return
   end
-  if state.left <= ceil(terms.span / 1000) then
-    call('ZREMRANGEBYSCORE', key, '-inf', text(NOW - terms.span))
+  if state.left <= ceil(spec.span / 1000) then
+    call('ZREMRANGEBYSCORE', key, '-inf', text(NOW - spec.span))
     state.trimmed = true
   end
   state.card = call('ZCARD', key)
@@ -229,13 +229,13 @@ local function wait_for_buckets(state, bound, amount)
   return wait_in(series, bound.limit, amount)
 end
 
-local function look_at_leases(state, terms, amount)
-  if amount > terms.leases then
+local function look_at_leases(state, spec, amount)
+  if amount > spec.leases then
     return -1
   end
   local key = state.key
   call('ZREMRANGEBYSCORE', key, '-inf', text(NOW))
-  if call('ZCARD', key) + amount <= terms.leases then
+  if call('ZCARD', key) + amount <= spec.leases then
     return 0
   end
   -- A server whose clock was ahead of this one's has granted them: nothing may outlive its node for longer.
@@ -247,47 +247,47 @@ local function look_at_leases(state, terms, amount)
 end
 
 -- Whether `amount` passes, and what `charge` has to know.
-local function look(state, terms, amount)
-  if terms.leases >= 0 then
-    return look_at_leases(state, terms, amount)
+local function look(state, spec, amount)
+  if spec.leases >= 0 then
+    return look_at_leases(state, spec, amount)
   end
-  state.buckets = look_at_buckets(state.key, terms)
+  state.buckets = look_at_buckets(state.key, spec)
   local wait = 0
-  if terms.span > 0 then
-    state.span = terms.span
-    look_at_log(state, terms)
-    for _, bound in ipairs(terms.log) do
+  if spec.span > 0 then
+    state.span = spec.span
+    look_at_log(state, spec)
+    for _, bound in ipairs(spec.log) do
       wait = longer(wait, wait_for_log(state, bound, amount))
     end
   end
-  for _, bound in ipairs(terms.buckets) do
+  for _, bound in ipairs(spec.buckets) do
     wait = longer(wait, wait_for_buckets(state, bound, amount))
   end
   return wait
 end
 
-local function charge_log(state, terms, amount, member)
+local function charge_log(state, spec, amount, member)
   local flat = {}
   for i, name in ipairs(members(member, amount)) do
     flat[2 * i - 1], flat[2 * i] = text(NOW), name
   end
   call('ZADD', state.key, unpack(flat))
-  local life = ceil(terms.span / 1000)
-  if terms.span > 0 and state.left < life then
+  local life = ceil(spec.span / 1000)
+  if spec.span > 0 and state.left < life then
     call('PEXPIRE', state.key, life)
   end
-  if terms.span == 0 or not state.trimmed then
+  if spec.span == 0 or not state.trimmed then
     -- The newest are enough for any log that there can be.
     call('ZREMRANGEBYRANK', state.key, 0, -LOG_LIMIT - 1)
   end
 end
 
-local function charge_buckets(state, terms, amount)
+local function charge_buckets(state, spec, amount)
   local key, buckets, flat, life = state.key .. '~', state.buckets, {}, 0
   local fresh = not buckets
   if fresh then
-    buckets = { epoch = NOW, windows = terms.windows, total = {}, oldest = {} }
-    call('HSET', key, 's', terms.schema, 'e', text(NOW), 'x', text(terms.span))
+    buckets = { epoch = NOW, windows = spec.windows, total = {}, oldest = {} }
+    call('HSET', key, 's', spec.schema, 'e', text(NOW), 'x', text(spec.span))
   end
   for place, window in ipairs(buckets.windows) do
     local grain = grain_of(window)
@@ -301,7 +301,7 @@ local function charge_buckets(state, terms, amount)
       insert(flat, 'o' .. place)
       insert(flat, text(slot * grain))
     end
-    if held == amount and terms.windows[place] == window then
+    if held == amount and spec.windows[place] == window then
       insert(flat, 'u' .. place)
       insert(flat, text(NOW))
       life = max(life, ceil((slot * grain + window - NOW) / 1000))
@@ -315,55 +315,55 @@ local function charge_buckets(state, terms, amount)
   end
 end
 
-local function charge(state, terms, amount, number)
-  if terms.leases >= 0 then
+local function charge(state, spec, amount, number)
+  if spec.leases >= 0 then
     for _, name in ipairs(members(ARGV[3] .. '/' .. ARGV[1] .. '/' .. number, amount)) do
       call('ZADD', state.key, text(NOW + LEASE), name)
     end
     keep_leases(state.key)
     return
   end
-  if terms.span > 0 or call('EXISTS', state.key) == 1 then
-    charge_log(state, terms, amount, ARGV[1] .. '/' .. number)
+  if spec.span > 0 or call('EXISTS', state.key) == 1 then
+    charge_log(state, spec, amount, ARGV[1] .. '/' .. number)
   end
-  if state.buckets and state.buckets.log > terms.span then
+  if state.buckets and state.buckets.log > spec.span then
     -- The log may be gone before this charge is as old as others need it: then only the sub-buckets know of it.
-    call('HSET', state.key .. '~', 'x', text(terms.span))
+    call('HSET', state.key .. '~', 'x', text(spec.span))
   end
-  if #terms.windows > 0 or state.buckets then
-    charge_buckets(state, terms, amount)
+  if #spec.windows > 0 or state.buckets then
+    charge_buckets(state, spec, amount)
   end
 end
 
-local program, known_terms, answers = numbers(ARGV[4]), {}, { NOW }
+local program, known_specs, answers = numbers(ARGV[4]), {}, { NOW }
 for i = 5, #ARGV do
-  known_terms[i - 4] = read_terms(ARGV[i])
+  known_specs[i - 4] = read_terms(ARGV[i])
 end
 local at, number, asked, charged = 1, tonumber(ARGV[2]), 0, false
 while program[at] do
   local count, states, granted = program[at], {}, true
   for i = 1, count do
-    local terms, amount = known_terms[program[at + 2 * i - 1]], program[at + 2 * i]
+    local spec, amount = known_specs[program[at + 2 * i - 1]], program[at + 2 * i]
     states[i] = { key = KEYS[asked + i] }
-    if terms.binding then
-      local wait = look(states[i], terms, amount)
+    if spec.binding then
+      local wait = look(states[i], spec, amount)
       answers[1 + asked + i] = wait
       granted = granted and wait == 0
     end
   end
   for i = 1, count do
-    local terms, amount = known_terms[program[at + 2 * i - 1]], program[at + 2 * i]
+    local spec, amount = known_specs[program[at + 2 * i - 1]], program[at + 2 * i]
     local place = 1 + asked + i
     if not granted then
-      if not terms.binding or answers[place] == 0 then
+      if not spec.binding or answers[place] == 0 then
         answers[place] = -2
       end
     else
-      if not terms.binding then
-        answers[place] = look(states[i], terms, amount)
+      if not spec.binding then
+        answers[place] = look(states[i], spec, amount)
       end
       if answers[place] == 0 then
-        charge(states[i], terms, amount, text(number))
+        charge(states[i], spec, amount, text(number))
         charged = true
       end
     end

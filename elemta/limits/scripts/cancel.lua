@@ -1,5 +1,5 @@
 -- Takes back whatever a call of acquire has charged, when it is unknown whether it has. Twice is once.
--- KEYS and ARGV: those of that call, without the terms.
+-- KEYS and ARGV: those of that call, without the specs.
 local program, answers = numbers(ARGV[4]), {}
 local at, number, asked = 1, tonumber(ARGV[2]), 0
 while program[at] do

@@ -44,35 +44,35 @@ local function grain_of(window)
   return max(1, ceil(window / SUB_BUCKETS))
 end
 
--- A limit's terms: binding, leases (-1: none), number of exact bounds, these as limit and window,
+-- A limit's spec: binding, leases (-1: none), number of exact bounds, these as limit and window,
 -- number of bounds in sub-buckets, these as limit and window, ordered by window.
 local function read_terms(words)
   local n = numbers(words)
-  local terms = { binding = n[1] == 1, leases = n[2], log = {}, buckets = {}, windows = {}, span = 0 }
+  local spec = { binding = n[1] == 1, leases = n[2], log = {}, buckets = {}, windows = {}, span = 0 }
   local at = 4
   for _ = 1, n[3] do
-    insert(terms.log, { limit = n[at], window = n[at + 1] })
-    terms.span = max(terms.span, n[at + 1])
+    insert(spec.log, { limit = n[at], window = n[at + 1] })
+    spec.span = max(spec.span, n[at + 1])
     at = at + 2
   end
   local count = n[at]
   at = at + 1
   for _ = 1, count do
     local window = n[at + 1]
-    if terms.windows[#terms.windows] ~= window then
-      insert(terms.windows, window)
+    if spec.windows[#spec.windows] ~= window then
+      insert(spec.windows, window)
     end
-    insert(terms.buckets, { limit = n[at], window = window, place = #terms.windows })
+    insert(spec.buckets, { limit = n[at], window = window, place = #spec.windows })
     at = at + 2
   end
   local heads, fields = {}, { 's', 'e', 'x' }
-  for place, window in ipairs(terms.windows) do
+  for place, window in ipairs(spec.windows) do
     heads[place] = text(window)
     insert(fields, 't' .. place)
     insert(fields, 'o' .. place)
   end
-  terms.schema, terms.fields = table.concat(heads, ' '), fields
-  return terms
+  spec.schema, spec.fields = table.concat(heads, ' '), fields
+  return spec
 end
 
 -- The members of one charge: as many as its amount.

@@ -1,9 +1,9 @@
 -- What a key counts for each bound of a limit. Writes nothing.
-local function look(key, terms)
-  local log, known = read_log(key, terms.span), read_buckets(key)
+local function look(key, spec)
+  local log, known = read_log(key, spec.span), read_buckets(key)
   local source = { unpack(known and known.series or {}) }
-  if known and terms.span > 0 and log_is_short(known, terms.span, #log.times > 0) then
-    log = best_of(known.series, terms.span)
+  if known and spec.span > 0 and log_is_short(known, spec.span, #log.times > 0) then
+    log = best_of(known.series, spec.span)
   end
   if not known or known.log > 0 then
     log.window = max(log.window, known and known.log or log.times[1] and NOW - log.times[1] or 0)
@@ -18,7 +18,7 @@ local function look(key, terms)
   end
 end
 
--- The terms of a call: each ARGV behind the program.
+-- The specs of a call: each ARGV behind the program.
 local function all_terms()
   local known = {}
   for i = 2, #ARGV do

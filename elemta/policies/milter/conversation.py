@@ -33,7 +33,7 @@ GO_ON = MilterDecision(MilterAnswer.CONTINUE)
 
 
 @dataclass(slots=True)
-class Conversation:
+class MilterConversation:
     """A connection that has been negotiated. What fails raises BackendError and ends it."""
 
     stream: Stream
@@ -182,10 +182,10 @@ async def read_packet(stream: Stream) -> tuple[bytes, bytes]:
     return content[:1], content[1:]
 
 
-async def negotiate(stream: Stream) -> Conversation:
+async def negotiate(stream: Stream) -> MilterConversation:
     """Agree on what is sent and changed."""
     stream.write(options_packet())
     try:
-        return Conversation(stream, read_options(*await read_packet(stream)))
+        return MilterConversation(stream, read_options(*await read_packet(stream)))
     except MilterError as error:
         raise BackendError(str(error)) from error

@@ -11,7 +11,7 @@ from twisted.internet.defer import ensureDeferred
 from zope.interface import implementer
 
 from elemta.policies.backend_text import printable
-from elemta.policies.milter.conversation import Conversation, negotiate
+from elemta.policies.milter.conversation import MilterConversation, negotiate
 from elemta.policies.milter.options import MilterOptions
 from elemta.policies.milter.protocol import (
     AddHeader,
@@ -160,9 +160,9 @@ class MilterPolicy:
         if conversation is not None:
             ensureDeferred(conversation.quit()).addErrback(lambda _: None)
 
-    async def _open(self, session: Session) -> Conversation:
+    async def _open(self, session: Session) -> MilterConversation:
         stream = await self._services.connect(self._endpoint)
-        conversation: Conversation | None = None
+        conversation: MilterConversation | None = None
         try:
             conversation = await negotiate(stream)
         finally:
@@ -171,14 +171,14 @@ class MilterPolicy:
         session.notes["conversation"] = conversation
         return conversation
 
-    async def _of(self, session: Session) -> Conversation:
+    async def _of(self, session: Session) -> MilterConversation:
         """The session's connection; where it was lost the milter has missed what was before."""
-        conversation: Conversation | None = session.notes.get("conversation")
+        conversation: MilterConversation | None = session.notes.get("conversation")
         if conversation is None or conversation.stream.closed:
             raise BackendError("the milter's connection was lost")
         return conversation
 
-    async def _send(self, conversation: Conversation, file: BinaryIO) -> MilterDecision:
+    async def _send(self, conversation: MilterConversation, file: BinaryIO) -> MilterDecision:
         fields = await self._services.threads(read_fields, file)
         if not conversation.wants(MilterStage.HEADER):
             decision = await conversation.tell(MilterStage.END_OF_HEADERS, b"")
