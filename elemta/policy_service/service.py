@@ -23,7 +23,14 @@ from elemta.errors import PolicyRequestError
 from elemta.limits import Limiter
 from elemta.metrics import PolicyServiceMetrics
 from elemta.policy_service.decisions import DUNNO, PolicyDecider
-from elemta.policy_service.requests import MAX_REQUEST, RequestReader, encode_answer, policy_request
+from elemta.policy_service.question_queue import QuestionQueue
+from elemta.policy_service.requests import (
+    MAX_REQUEST,
+    PolicyRequest,
+    RequestReader,
+    encode_answer,
+    policy_request,
+)
 
 _log = Logger()
 
@@ -87,6 +94,7 @@ class PolicyServiceProtocol(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
         self._closed = True
         self._stop_deadline()
+        self._owner.questions.leave(self)
         self._owner.closed(self)
 
     def readConnectionLost(self) -> None:
@@ -139,21 +147,44 @@ class PolicyServiceProtocol(Protocol):
                 self._send(DUNNO)
                 continue
             began = self._owner.reactor.seconds()
-            decided = self._owner.decider.decide(request)
-            if isinstance(decided, Deferred):  # the loop goes on where the answer is there at once
-                self._answering = self._in_loop = True
-                decided.addCallbacks(self._decided, self._failed, callbackArgs=(began,), errbackArgs=(began,))
-                self._in_loop = False
-                if self._answering:
-                    return
+            if self._owner.questions.is_full:
+                self._answering = True
+                self._owner.questions.wait(self, request, began)
             else:
-                self._observe(began)
-                self._send(decided)
+                self._ask(request, began)
+            if self._answering:
+                return
         if self._is_behind:
             return
         self._watch_the_rest()
         if self._at_end and not self._closed:
             self.close()
+
+    def take_turn(self, request: PolicyRequest, began: float) -> None:
+        self._answering = False
+        if self._closed:
+            return
+        self._ask(request, began)
+        if not (self._answering or self._closed or self._is_behind):
+            self._go_on()
+
+    def _ask(self, request: PolicyRequest, began: float) -> None:
+        """Ask the limits. The caller goes on where the answer is there at once."""
+        try:
+            decided = self._owner.decider.decide(request)
+        except Exception:
+            self._log_failure(Failure())
+            decided = LOCAL_TROUBLE
+        if not isinstance(decided, Deferred):
+            self._observe(began)
+            self._send(decided)
+            return
+        questions = self._owner.questions
+        questions.began()
+        self._answering = self._in_loop = True
+        decided.addCallbacks(self._decided, self._failed, callbackArgs=(began,), errbackArgs=(began,))
+        decided.addBoth(questions.ended)
+        self._in_loop = False
 
     def _decided(self, action: str, began: float) -> None:
         self._answering = False
@@ -161,15 +192,20 @@ class PolicyServiceProtocol(Protocol):
             return
         self._observe(began)
         self._send(action)
-        if self._in_loop or self._is_behind:
-            return
+        if not (self._in_loop or self._is_behind):
+            self._go_on()
+
+    def _go_on(self) -> None:
         self._resume()
         if len(self._reader) or self._at_end:
             self._answer_all()
 
     def _failed(self, failure: Failure, began: float) -> None:
-        _log.failure("a policy request failed", failure, event="policy_service.internal_error")
+        self._log_failure(failure)
         self._decided(LOCAL_TROUBLE, began)
+
+    def _log_failure(self, failure: Failure) -> None:
+        _log.failure("a policy request failed", failure, event="policy_service.internal_error")
 
     def _send(self, action: str) -> None:
         self._owner.count(action)
@@ -230,6 +266,7 @@ class PolicyServiceFactory(Factory):
         self.reactor = reactor
         self._limiter: Limiter | None = None
         self.decider = PolicyDecider(service.charge_messages_at, self._limits)
+        self.questions = QuestionQueue(reactor)
         self._open: dict[PolicyServiceProtocol, None] = {}
         self._metrics = metrics
         self._connections = metrics.connections.labels(service.name)

@@ -11,6 +11,7 @@ from elemta.config import PolicyServiceConfig, ResourcesConfig
 from elemta.errors import StoreUnavailable
 from elemta.limits import Limiter, LocalStore, rules_from_config
 from elemta.metrics import PolicyServiceMetrics
+from elemta.policy_service.question_queue import MOST_ASKED
 from elemta.policy_service.requests import MAX_REQUEST
 from elemta.policy_service.service import LOCAL_TROUBLE, REQUEST_SECONDS, PolicyServiceFactory
 from tests.support.runtime import runtime_of
@@ -250,3 +251,71 @@ def test_a_client_that_falls_behind_while_its_answer_is_made_goes_on_later(world
     assert world.asked == ["one"]
     world.protocol.resumeProducing()
     assert world.asked == ["one", "two"]
+
+
+def crowd(world: World, clients: int) -> list[StringTransport]:
+    """So many connections with a question each; that of the world is not one of them."""
+    transports = []
+    for number in range(clients):
+        protocol, transport = world.factory.buildProtocol(None), StringTransport()
+        transport.protocol = protocol
+        protocol.makeConnection(transport)
+        protocol.dataReceived(request(helo_name=str(number)))
+        transports.append(transport)
+    return transports
+
+
+def test_so_many_are_asked_at_a_time_and_the_others_in_their_order(world):
+    transports = crowd(world, MOST_ASKED + 5)
+    assert len(world.asked) == MOST_ASKED
+    for number in range(MOST_ASKED + 5):
+        world.waiting[number].callback("DUNNO")
+        assert len(world.asked) == min(MOST_ASKED + number + 1, MOST_ASKED + 5)
+    assert world.asked == [str(number) for number in range(MOST_ASKED + 5)]
+    assert {transport.value() for transport in transports} == {b"action=DUNNO\n\n"}
+
+
+def test_a_client_that_leaves_before_its_turn_is_charged_nothing(world):
+    transports = crowd(world, MOST_ASKED + 4)
+    transports[-4].protocol.connectionLost()
+    transports[-3].protocol.writeConnectionLost()
+    for waiting in world.waiting[:3]:
+        waiting.errback(RuntimeError("a fault"))
+    assert world.asked[MOST_ASKED:] == [str(MOST_ASKED + 2), str(MOST_ASKED + 3)]
+    transports[-3].protocol.connectionLost()
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_a_client_that_sends_no_more_gets_its_answers_after_its_turn(world):
+    transport = crowd(world, MOST_ASKED + 1)[-1]
+    transport.protocol.dataReceived(request(helo_name="behind"))
+    transport.protocol.readConnectionLost()
+    world.waiting[0].callback("DUNNO")
+    world.waiting[MOST_ASKED].callback("DUNNO")
+    assert not transport.disconnecting
+    world.waiting[MOST_ASKED + 1].callback("DUNNO")
+    assert transport.value() == b"action=DUNNO\n\n" * 2
+    assert transport.disconnecting
+
+
+def test_answers_that_are_there_at_once_take_several_turns_of_the_reactor(world):
+    transports = crowd(world, 3 * MOST_ASKED)
+    for transport in transports[-MOST_ASKED:]:
+        transport.protocol.dataReceived(request(helo_name="behind"))
+    world.at_once = True
+    world.waiting[0].callback("DUNNO")
+    assert len(world.asked) == 2 * MOST_ASKED
+    world.clock.advance(0)
+    world.clock.advance(0)
+    assert world.asked.count("behind") == MOST_ASKED
+    assert transports[-1].value() == b"action=DUNNO\n\n" * 2
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_a_fault_while_the_limits_are_asked_defers_and_the_connection_goes_on(world):
+    def fail(_request: object) -> None:
+        raise RuntimeError
+
+    world.factory.decider.decide = fail
+    world.receive(request() * 2)
+    assert world.sent == f"action={LOCAL_TROUBLE}\n\n".encode() * 2
