@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from elemta.policies.dnsbl import DnsblPlugin, DnsblResult, question_name
 from elemta.policy import CONTINUE, ConfigError, Quarantine, Reject, ResolverTrouble
@@ -138,10 +139,24 @@ def test_a_list_that_does_not_answer_weighs_nothing_whatever_the_timeout_is(time
     assert zone.seconds == [pytest.approx(seconds)]
 
 
+class SilentZone(TimedZone):
+    """Answers nothing, and keeps the names whose lookups were cancelled."""
+
+    def __init__(self):
+        super().__init__()
+        self.cancelled = []
+
+    async def records(self, name, kind, *, timeout=None):
+        await Deferred(lambda _: self.cancelled.append(name))
+
+
 def test_a_client_that_leaves_ends_the_lookups():
-    asked = policy(records=LISTED)
-    asked.connected()
+    zone = SilentZone()
+    asked = PolicyTester(DnsblPlugin(), ONE, resolver=zone)
+    assert asked.connected() == CONTINUE
+    assert zone.cancelled == []
     asked.disconnected()
+    assert zone.cancelled == ["1.2.0.192.bl.example"]
 
 
 @pytest.mark.parametrize(
