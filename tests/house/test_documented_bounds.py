@@ -78,7 +78,7 @@ SAID = {
         f"{({1.0: 'about once a second'})[history.INTERVAL]}, or {history.TOGETHER} events at a time",
         f"more than {history.MOST_WAITING:,} events or {history.MOST_OCTETS // MIB} MiB behind",
         f"up to {store.MOST_RECORDS:,} records, or what happened in {({8: 'an eighth'})[retention.PARTS]}",
-        f"said for {HOUR[retention.PATIENCE]} on end",
+        f"said for {HOUR[retention.CONFIRMED_SECONDS]} on end",
         f"at most {({10: 'a tenth'})[history_feed._SHARE]} of the spool's disk",
         f"the newest {history_feed._SPARED // MIB} MiB of it stay",
     ],
