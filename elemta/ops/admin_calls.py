@@ -374,4 +374,10 @@ def _query(text: str) -> Mapping[str, str]:
     except ValueError:
         problem = "the query is malformed"
         raise AdminRefusal(HTTPStatus.BAD_REQUEST, problem, "NAME=VALUE&NAME=VALUE") from None
-    return dict(pairs)
+    query = dict(pairs)
+    if len(query) < len(pairs):
+        # One of them would count and the other not, as if it were misspelt.
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        hint = "each parameter once; a list has commas between its values"
+        raise AdminRefusal(HTTPStatus.BAD_REQUEST, f"{twice[:64]!r} is in the query twice", hint)
+    return query

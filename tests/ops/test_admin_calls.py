@@ -153,6 +153,11 @@ def test_no_call_takes_a_missing_parameter_for_an_empty_one() -> None:
         ("/v1/paint/all?with=", "with is missing or too long", "a tool"),
         ("/v1/paint/fence?name=x", "unknown query parameter 'name'", "known: colour, coats, from"),
         ("/v1/paint/fence?colour", "the query is malformed", "NAME=VALUE&NAME=VALUE"),
+        (
+            "/v1/paint/fence?coats=2&colour=red&coats=3",
+            "'coats' is in the query twice",
+            "each parameter once; a list has commas between its values",
+        ),
     ],
 )
 @ensureDeferred
