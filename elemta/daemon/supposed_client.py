@@ -16,7 +16,7 @@ MAX_MESSAGE = 1024 * 1024
 MAX_RECIPIENTS = 1000
 
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
-_LINE_END = re.compile(rb"\r?\n")
+_DOT = re.compile(rb"(?:\A|(?<=\r\n))\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +62,17 @@ class SupposedClient:
     def content(self) -> Iterator[bytes]:
         """The message as it goes over the wire, and the end of data."""
         message = self.message or b""
-        # RFC 5321 §4.5.2
-        yield re.sub(rb"(?m)^\.", b"..", message)
+        # RFC 5321 §4.5.2; a bare LF ends no line.
+        yield _DOT.sub(b"..", message)
         yield b".\r\n"
 
 
 def as_sent(content: bytes) -> bytes:
-    """A file as a client sends it: every line ends in CRLF."""
-    lines = _LINE_END.sub(b"\r\n", content)
+    """A file as a client sends it: every line ends in CRLF where LF ends them all.
+
+    One with CRLF in it is what goes over the wire: a bare LF is one there, too.
+    """
+    lines = content if b"\r\n" in content else content.replace(b"\n", b"\r\n")
     return lines if lines.endswith(b"\r\n") or not lines else lines + b"\r\n"
 
 

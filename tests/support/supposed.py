@@ -14,6 +14,8 @@ from tests.support.limit_tables import limit_table
 MESSAGE = "From: a@one.example\r\nSubject: x\r\n\r\n.body\r\n"
 LOOP = "".join(f"Received: from h{n}.example by h{n + 1}.example\r\n" for n in range(101)) + MESSAGE
 BARE = "Subject: x\r\n\r\nbare\rreturn\r\n"
+FEED = "Subject: x\r\n\r\n.bare\n.feed\r\n"
+SMUGGLED = "Subject: x\r\n\r\nbare\n.\nMAIL FROM:<c@two.example>\r\n"
 
 LIMITS = (
     limit_table("per-ip", "ip", "connections", "5/2m", "300/1h")
@@ -89,7 +91,7 @@ def conversations(seed: int, count: int, *, user: str | None = None) -> Iterator
     """So many conversations, the same for the same seed."""
     chance = Random(seed)
     for _ in range(count):
-        messages = (MESSAGE, MESSAGE, MESSAGE + "x" * 1500 + "\r\n", LOOP, BARE, None)
+        messages = (MESSAGE, MESSAGE, MESSAGE + "x" * 1500 + "\r\n", LOOP, BARE, FEED, SMUGGLED, None)
         submits = user is not None and chance.random() < 0.25
         yield Conversation(
             chance.choice(_IPS),
@@ -126,7 +128,7 @@ def hold(conversation: Conversation, say: Say) -> list[list[str]]:
         if not replies[-1] or replies[-1][-1].startswith("421"):
             return replies
     if accepted and _said(replies, say, "DATA\r\n") and message is not None:
-        _said(replies, say, re.sub(r"(?m)^\.", "..", message) + ".\r\n")
+        _said(replies, say, re.sub(r"(?:\A|(?<=\r\n))\.", "..", message) + ".\r\n")
     return replies
 
 
