@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -143,7 +144,7 @@ class PushOperations:
                 each.author,
                 each.note,
                 each.made_at,
-                self._names(each),
+                _names(each),
                 each.version == registry.version,
             )
             for each in versions
@@ -159,15 +160,6 @@ class PushOperations:
                 HTTPStatus.CONFLICT, problem, "change the [[limit]] tables of the file, and reload"
             )
         return registry
-
-    def _names(self, pushed: PushedLimits) -> tuple[str, ...] | None:
-        if pushed.toml is None:
-            return None
-        try:
-            limits = load_limits(pushed.toml, pushed.source, self._components().own_config)
-        except ConfigError:
-            return ()
-        return tuple(limit.name for limit in limits)
 
     async def _push(self, pushed: PushedLimits, base: int | None, *, dry_run: bool) -> PushReport:
         registry = self._registry
@@ -268,6 +260,18 @@ class PushOperations:
         if override is None:
             return [Request(rule.spec, identity)]
         return [Request(overrides.spec(rule, override), identity)] if anew and not override.exempt else []
+
+
+def _names(pushed: PushedLimits) -> tuple[str, ...] | None:
+    """Also those of a version that this node can't take, such as one of a newer Elemta."""
+    if pushed.toml is None:
+        return None
+    try:
+        tables = tomllib.loads(pushed.toml).get("limit")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return ()
+    named = [each for each in tables if isinstance(each, dict)] if isinstance(tables, list) else []
+    return tuple(str(each["name"]) for each in named if "name" in each)
 
 
 def _rates(request: Request) -> tuple[str, ...]:

@@ -113,6 +113,7 @@ def test_what_a_node_cannot_take_it_names_and_keeps_its_own(tmp_path: Path, valk
         assert any("weighs" in fault for fault in record["faults"])
         history = node.ask("limits", "history")
         assert (history["version"], history["running"]) == (2, 1)
+        assert [version["limits"] for version in history["versions"]] == 2 * [["per-address"]]
         assert [fault["event"] for fault in fleet.faults()] == ["limits.push_refused"]
 
 
