@@ -260,9 +260,11 @@ class LimitOperations:
         refused = await self._refused([request.spec.name for request in requests])
         done = []
         trouble: StoreUnavailable | None = None
+        away = self._counted_in == "local"
         for request in requests:
-            # This node may know something of what is unknown while Valkey is away.
-            if not (used.get(request.key, True) or request.key in refused):
+            # While Valkey is away what it counted is unknown; this node may know something of it.
+            unknown = request.spec.cluster and away
+            if not (unknown or used.get(request.key, True) or request.key in refused):
                 continue
             try:
                 await self._reset(request)
