@@ -1,7 +1,4 @@
-"""The text around what is generated: the heads of the sample file and of the page about every setting.
-
-Writes the sample file and the page about every setting from the schema.
-"""
+"""Writes the sample file and the page about every setting, each from the schema, with the text around it."""
 
 from __future__ import annotations
 

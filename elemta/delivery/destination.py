@@ -1,5 +1,4 @@
-"""One destination: the parts of messages that go to one destination, their order, and how the destination
-does."""
+"""One destination: the parts of messages that wait for it, their order, and how the destination does."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""All destinations: whose turn it is, which destination is left alone for a while, and what to get from
-the spool.
+"""All destinations: whose turn it is, which one is left alone for a while, and what to get from the spool.
 
 There is no loop over all destinations here and no list of all messages: a destination is touched when
 something happens in it or when its time has come.

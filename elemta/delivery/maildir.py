@@ -1,6 +1,7 @@
 """Final delivery to Maildirs: synced before it counts, under names that no client can choose.
 
-Which Maildirs exist: asked of the file system in threads, with a deadline, and remembered for a moment.
+:class:`Mailboxes` says which Maildirs exist. It asks the file system in threads, with a deadline, and
+remembers the answer for a moment.
 """
 
 from __future__ import annotations

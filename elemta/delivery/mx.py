@@ -1,6 +1,6 @@
-"""Which addresses a route never connects to, in whatever form DNS names them.
+"""Which hosts take the mail of a domain: its exchangers in order, or why there is none (RFC 5321 §5.1).
 
-Which hosts take the mail of a domain: its exchangers in order, or why there is none (RFC 5321 §5.1).
+:func:`network_of` says which addresses a route never connects to, in whatever form DNS names them.
 """
 
 from __future__ import annotations

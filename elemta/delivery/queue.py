@@ -1,7 +1,7 @@
 """What delivery needs of the spool, and no more.
 
-Whether a queued message can still be read: asked before one is given up, because the notice says what is
-lost.
+:func:`why_unreadable` says whether a queued message can still be read. It is asked before one is given up,
+because the notice says what is lost.
 """
 
 from __future__ import annotations

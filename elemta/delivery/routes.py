@@ -1,6 +1,6 @@
-"""The file that holds what a route logs in with: one line ``user:password``.
+"""Routes: which way a recipient's mail leaves, by the first that matches its domain.
 
-Routes: which way a recipient's mail leaves, by the first that matches its domain.
+:func:`read_credentials` reads the file that holds what a route logs in with: one line ``user:password``.
 """
 
 from __future__ import annotations

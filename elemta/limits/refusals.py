@@ -1,6 +1,6 @@
-"""What this node remembers of refusals, so that a flood of refused attempts costs the store nothing,
+"""What this node remembers of refusals: a flood of refused attempts asks nothing of the store.
 
-and the log of what limits in observe mode would have refused.
+:class:`ObservedLog` logs what limits in observe mode would have refused.
 """
 
 from __future__ import annotations

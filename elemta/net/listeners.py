@@ -1,7 +1,7 @@
-"""The limit of sockets and files that the process may have open.
+"""Listening sockets: bound before privileges are given up, or handed over by systemd.
 
-Listening sockets: bound before privileges are given up, or handed over by systemd. They accept only once the
-daemon is ready.
+They accept only once the daemon is ready. :func:`provide_descriptors` raises the limit of sockets and files
+that the process may have open.
 """
 
 from __future__ import annotations

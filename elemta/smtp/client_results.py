@@ -1,6 +1,6 @@
 """What becomes of each recipient of an outgoing transaction: replies turned into results, once each.
 
-What a client session says to its shell: facts and instructions, in order.
+The other classes are the rest of what a client session says to its shell: facts and instructions, in order.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The content of a queued message as a binary file: the header block, then the body.
 
-Contents of messages that were just committed: most are sent on at once, and need not be read from disk.
+:class:`RecentContents` keeps those of messages that were just committed: most are sent on at once, and need
+not be read from the disk.
 """
 
 from __future__ import annotations

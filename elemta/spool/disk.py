@@ -1,6 +1,4 @@
-"""What failures of the disk mean.
-
-Space kept aside, so that a full disk does not keep the queue from emptying.
+"""What failures of the disk mean, and the reserve that lets a full disk empty the queue.
 
 Removing a message writes, too: pages go to the log, the log moves to the database. Without a reserve a disk
 that others filled would leave delivered messages in the queue, to be delivered again.

@@ -1,6 +1,7 @@
 """One partition of the spool on disk: its places, its modes, its name, and the lock of its owner.
 
-The record of the spools that this one's node has adopted, kept beside its own partitions.
+:class:`AdoptedSpools` is the record of the spools that this one's node has adopted, kept beside its own
+partitions.
 """
 
 from __future__ import annotations

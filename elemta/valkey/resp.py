@@ -1,11 +1,4 @@
-"""Commands as bytes of RESP2, the protocol of Valkey.
-
-Error replies of Valkey, by kind.
-
-Which slot of a cluster a key is in, and which node a slot is on.
-
-Scripts that run inside Valkey.
-"""
+"""RESP2, the protocol of Valkey: commands as bytes, error replies by kind, slots of a cluster, scripts."""
 
 from __future__ import annotations
 
