@@ -40,6 +40,9 @@ def log_refused_connection(
     )
 
 
+_NO_KINDS: frozenset[Leniency] = frozenset()
+
+
 class ConnectionLog:
     """Counts and logs what happens to one connection.
 
@@ -58,7 +61,7 @@ class ConnectionLog:
         self._health_check = health_check
         self._opened_at = 0.0
         # The kinds of leniency that stand in the log already.
-        self._logged_kinds: frozenset[Leniency] = frozenset()
+        self._logged_kinds = _NO_KINDS
 
     def opened(self) -> None:
         self._opened_at = self._registry.seconds()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from elemta.policy import Address, Charge, Receipt, Recipient
+
+_NO_KEYS: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -67,13 +70,17 @@ class SessionLedger:
     """The charges of one connection, of the transaction and of the attempt to log in under way in it."""
 
     receipts: list[Receipt] = field(default_factory=list)
-    keys: set[str] = field(default_factory=set)
+    #: What was charged at stages that can come again. Most sessions have none, and share this one.
+    keys: AbstractSet[str] = _NO_KEYS
     login: tuple[Receipt, ...] = ()
     transaction: TransactionLedger | None = None
     over: bool = False
 
-    def record(self, charge: Charge) -> None:
-        """Keep the receipts that belong to the connection."""
-        for receipt in charge.of_session:
-            self.keys.add(receipt.request.key)
-            self.receipts.append(receipt)
+    def record(self, charge: Charge, *, comes_again: bool) -> None:
+        """Keep the receipts that belong to the connection, and their keys where the stage can come again."""
+        charged = charge.of_session
+        self.receipts += charged
+        if charged and comes_again:
+            keys = self.keys if isinstance(self.keys, set) else set()
+            keys.update(receipt.request.key for receipt in charged)
+            self.keys = keys

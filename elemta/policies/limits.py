@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from twisted.internet.interfaces import IReactorTime
@@ -77,10 +78,10 @@ class _Charged:
     entries: TransactionLedger | None = None
 
     @property
-    def already(self) -> set[str]:
+    def already(self) -> Collection[str]:
         if self.entries is None or not self.entries.keys:
             return self.ledger.keys
-        return self.ledger.keys | self.entries.keys
+        return {*self.ledger.keys, *self.entries.keys}
 
     @property
     def over(self) -> bool:
@@ -215,7 +216,7 @@ class LimitsPolicy:
         if about.over:
             self._give_back(charge.receipts)
             return CONTINUE
-        about.ledger.record(charge)
+        about.ledger.record(charge, comes_again=about.stage is not Stage.CONNECT)
         if about.entries is not None:
             about.entries.record(charge, about.recipient)
         refusal = charge.refusal

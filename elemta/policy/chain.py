@@ -96,12 +96,7 @@ class PolicyChain:
         if calls is None:
             calls = self._calls[facts.listener] = self._calls_at(facts.listener)
         self.sessions += 1
-        return PolicySession(
-            facts, calls.asked, calls.notified, self._clock, self.relay, ended=self._session_ended
-        )
-
-    def _session_ended(self) -> None:
-        self.sessions -= 1
+        return PolicySession(facts, calls.asked, calls.notified, self._clock, self.relay, count=self)
 
     @property
     def members(self) -> Sequence[tuple[LoadedPolicy, PolicyRunner]]:

@@ -132,7 +132,10 @@ class ExplainedChain(PolicyChain):
     def open(self, facts: SessionInfo) -> ExplainedSession:
         calls = self._calls_at(facts.listener)
         unheard: Mapping[str, Sequence[PolicyCall]] = dict.fromkeys(calls.notified, ())
-        return ExplainedSession(facts, calls.asked, unheard, self._clock, self.relay, answers=self.answers)
+        self.sessions += 1
+        return ExplainedSession(
+            facts, calls.asked, unheard, self._clock, self.relay, count=self, answers=self.answers
+        )
 
 
 def _is_asked(policy: object) -> bool:

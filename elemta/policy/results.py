@@ -21,7 +21,7 @@ class Results:
     __slots__ = ("_found", "_wider")
 
     def __init__(self, wider: Results | None = None) -> None:
-        self._found: dict[type, Any] = {}
+        self._found: dict[type, Any] | None = None
         self._wider = wider
 
     def publish(self, value: object) -> None:
@@ -29,13 +29,15 @@ class Results:
         kind = type(value)
         if kind.__module__ == "builtins":
             raise TypeError(f"a result has a class of its own, so that others know it: not {kind.__name__}")
+        if self._found is None:
+            self._found = {}
         if kind not in self._found and len(self._found) >= MAX_RESULTS:
             raise ValueError(f"more than {MAX_RESULTS} types of results")
         self._found[kind] = value
 
     def get(self, kind: type[T]) -> T | None:
         """What was published of this very type, else None."""
-        found: T | None = self._found.get(kind)
+        found: T | None = None if self._found is None else self._found.get(kind)
         if found is None and self._wider is not None:
             return self._wider.get(kind)
         return found

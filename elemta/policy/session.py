@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from elemta.address import Address
 from elemta.deferred_value import MaybeDeferred
 from elemta.history.events import VerdictNote
 from elemta.limits.identity import network_identity
@@ -20,8 +18,9 @@ from elemta.policy.policy_fact import PolicyFact, tell
 from elemta.policy.relay_permission import MAY_RELAY, RELAY_DENIED, RELAY_UNKNOWN, RelayPermission
 from elemta.policy.results import Results
 from elemta.policy.runner import PolicyCall, PolicyRunner
+from elemta.policy.transaction_state import TransactionState
 from elemta.policy.verdicts import Accept, Discard, Disconnect, Quarantine, Verdict, name_of, reply_of
-from elemta.policy.views import Message, Session, Transaction
+from elemta.policy.views import Message, Session
 from elemta.smtp.events import (
     DataQuestion,
     MailQuestion,
@@ -57,41 +56,10 @@ class LoginQuestion(StageQuestion):
     username: str
 
 
-class _TransactionViews:
-    """The state of one transaction: each policy's view, what they published, the reasons to hold it."""
+class SessionCount(Protocol):
+    """What counts the sessions that are open: a chain."""
 
-    __slots__ = ("board", "client", "discarded", "facts", "held", "noted", "relay", "results", "views")
-
-    def __init__(
-        self, facts: TransactionFacts, client: SessionInfo, relay: RelayPermission, results: Results
-    ) -> None:
-        self.facts = facts
-        self.client = client
-        self.relay = relay
-        self.results = Results(results)
-        self.board: dict[tuple[str, str], Any] = {}
-        self.views: dict[PolicyRunner, Transaction] = {}
-        self.held: list[str] = []
-        self.noted: list[VerdictNote] = []
-        self.discarded: ChainDecision | None = None
-
-    def of(self, runner: PolicyRunner) -> Transaction:
-        view = self.views.get(runner)
-        if view is None:
-            view = Transaction(
-                self.facts,
-                runner.name,
-                self.board,
-                observed=runner.observed,
-                may_receive=partial(self._may_receive, runner.grants_relaying),
-                results=self.results,
-            )
-            self.views[runner] = view
-        return view
-
-    def _may_receive(self, granted: bool, recipient: Address) -> bool:
-        """Whether a policy may add this recipient: relaying is granted where it is for RCPT, too."""
-        return granted or self.relay.allows(self.client, recipient)
+    sessions: int
 
 
 class PolicySession(ChainQuestion[StageQuestion]):
@@ -104,8 +72,8 @@ class PolicySession(ChainQuestion[StageQuestion]):
     __slots__ = (
         "_board",
         "_calls",
+        "_count",
         "_discarded",
-        "_ended",
         "_facts",
         "_gone",
         "_grant_failed",
@@ -131,10 +99,10 @@ class PolicySession(ChainQuestion[StageQuestion]):
         clock: IReactorTime,
         relay: RelayPermission,
         *,
-        ended: Callable[[], None] = lambda: None,
+        count: SessionCount,
     ) -> None:
         super().__init__(clock)
-        self._ended = ended
+        self._count = count
         self.session_id = facts.id
         self._facts = facts
         self._calls = calls
@@ -142,16 +110,17 @@ class PolicySession(ChainQuestion[StageQuestion]):
         self._relay = relay
         self._board: dict[tuple[str, str], Any] = {}
         self._results = Results()
-        self._sessions: dict[PolicyRunner, Session] = {}
-        self._transaction: _TransactionViews | None = None
-        self._held: list[str] = []
-        self._noted: list[VerdictNote] = []
+        # Of a few policies, and of one in most sessions: a dictionary takes twice the memory.
+        self._sessions: tuple[tuple[PolicyRunner, Session], ...] = ()
+        self._transaction: TransactionState | None = None
+        self._held: tuple[str, ...] = ()
+        self._noted: tuple[VerdictNote, ...] = ()
         self._discarded: ChainDecision | None = None
         # A StageQuestion. What a stage has beside it is read without a cast, once for each policy.
         self._question: Any = None
         self._message: Message | None = None
         # The marks of the question that is asked now
-        self._marks: list[ChainDecision] = []
+        self._marks: tuple[ChainDecision, ...] = ()
         # Whether a policy that may grant relaying failed, so that its verdict is not known
         self._grant_failed = False
         self._gone = False
@@ -176,10 +145,10 @@ class PolicySession(ChainQuestion[StageQuestion]):
         session before it. Several reasons are joined.
         """
         views = self._transaction
-        own = views.held if views is not None and views.facts is transaction else None
+        own = views.held if views is not None and views.facts is transaction else ()
         if not (self._held or own):
             return None
-        held = self._held + (own or [])
+        held = (*self._held, *own)
         return "; ".join(dict.fromkeys(held)) or None
 
     def committed(self, transaction: TransactionFacts) -> None:
@@ -220,14 +189,14 @@ class PolicySession(ChainQuestion[StageQuestion]):
         if self._gone:
             return
         self._gone = True
-        self._ended()
+        self._count.sessions -= 1
         self.give_up()
 
     # What ChainQuestion asks for
 
     def _calls_for(self, question: StageQuestion, message: Message | None) -> Iterator[PolicyCall]:
         self._question, self._message = question, message
-        self._marks, self._accepted, self._grant_failed = [], None, False
+        self._marks, self._accepted, self._grant_failed = (), None, False
         return iter(() if self._gone else self._calls.get(question.stage, ()))
 
     def _decided(self, decision: ChainDecision) -> ChainDecision:
@@ -280,7 +249,7 @@ class PolicySession(ChainQuestion[StageQuestion]):
     def _decide(self, call: PolicyCall, verdict: Verdict) -> ChainDecision | None:
         decision = ChainDecision(verdict, call.runner.name)
         if isinstance(verdict, Quarantine):
-            self._marks.append(decision)
+            self._marks += (decision,)
             return None
         if not isinstance(verdict, (Accept, Discard)):
             # A refusal: what was refused is no part of the message, so its marks count for nothing.
@@ -350,30 +319,29 @@ class PolicySession(ChainQuestion[StageQuestion]):
 
     def _hold(self) -> None:
         """Keep the marks of this question until the end of the transaction, or of the session."""
-        if not self._marks:
-            return
         question = self._question
-        held = self._held
-        if question.stage not in _SESSION_STAGES:
-            held = self._views(question.transaction).held
-        for mark in self._marks:
-            # A session has no end: what a policy says at each HELO of it must not add up.
-            if isinstance(mark.verdict, Quarantine) and len(held) < _MOST_REASONS:
-                held.append(mark.verdict.reason)
+        views = None if question.stage in _SESSION_STAGES else self._views(question.transaction)
+        held = self._held if views is None else views.held
+        reasons = [mark.verdict.reason for mark in self._marks if isinstance(mark.verdict, Quarantine)]
+        # A session has no end: what a policy says at each HELO of it must not add up.
+        held = (*held, *reasons[: _MOST_REASONS - len(held)])
+        if views is None:
+            self._held = held
+        else:
+            views.held = held
 
     def _session_of(self, runner: PolicyRunner) -> Session:
-        view = self._sessions.get(runner)
-        if view is None:
-            view = Session(self._facts, runner.name, self._board, self._results)
-            self._sessions[runner] = view
+        for known, view in self._sessions:
+            if known is runner:
+                return view
+        view = Session(self._facts, runner.name, self._board, self._results)
+        self._sessions += ((runner, view),)
         return view
 
-    def _views(self, transaction: TransactionFacts) -> _TransactionViews:
+    def _views(self, transaction: TransactionFacts) -> TransactionState:
         views = self._transaction
         if views is None or views.facts is not transaction:
-            views = self._transaction = _TransactionViews(
-                transaction, self._facts, self._relay, self._results
-            )
+            views = self._transaction = TransactionState(transaction, self._facts, self._relay, self._results)
         return views
 
     def _log_verdict(self, call: PolicyCall, verdict: Verdict) -> None:
@@ -411,20 +379,22 @@ class PolicySession(ChainQuestion[StageQuestion]):
     ) -> None:
         """Keep it for the history of the message that it is about."""
         question = self._question
-        noted = self._noted
-        if question.stage not in _SESSION_STAGES:
-            noted = self._views(question.transaction).noted
-        if len(noted) < _MOST_NOTED:
-            noted.append(
-                VerdictNote(
-                    call.stage_name,
-                    call.runner.name,
-                    name_of(verdict),
-                    reason,
-                    facts.get("recipient", ""),
-                    call.runner.observed,
-                )
-            )
+        views = None if question.stage in _SESSION_STAGES else self._views(question.transaction)
+        noted = self._noted if views is None else views.noted
+        if len(noted) >= _MOST_NOTED:
+            return
+        note = VerdictNote(
+            call.stage_name,
+            call.runner.name,
+            name_of(verdict),
+            reason,
+            facts.get("recipient", ""),
+            call.runner.observed,
+        )
+        if views is None:
+            self._noted += (note,)
+        else:
+            views.noted += (note,)
 
     def verdicts(self, transaction: TransactionFacts) -> tuple[VerdictNote, ...]:
         """What policies said of the message of ``transaction``, and of the session before it."""

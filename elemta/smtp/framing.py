@@ -65,7 +65,8 @@ class InputBuffer:
         self.ended_bare = False
         self._block = b""
         self._offset = 0
-        self._held = bytearray()
+        # What came behind the block. Most sessions have none: an empty bytearray of its own takes 56 octets.
+        self._held: bytes | bytearray = b""
         self._discarded = 0
         self._last_discarded = 0
         self._letters = b""
@@ -84,14 +85,16 @@ class InputBuffer:
         self.octets += len(data)
         if not self._block and not self._held:
             self._block = data
-        else:
+        elif self._held:
             self._held += data
+        else:
+            self._held = bytearray(data)
 
     def clear(self) -> None:
         self.octets = 0
         self._block = b""
         self._offset = 0
-        self._held.clear()
+        self._held = b""
 
     def begins_with(self, prefix: bytes) -> bool:
         """Whether the input begins with ``prefix``; False while it is shorter."""
@@ -200,7 +203,7 @@ class InputBuffer:
             return False
         self._block = self._block[self._offset :] + self._held
         self._offset = 0
-        self._held.clear()
+        self._held = b""
         return True
 
 
