@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 import stat
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -34,8 +33,10 @@ _log = Logger()
 _CHUNK = 64 * 1024
 _LONGEST_PART = 200
 _REMEMBERED = 10_000
-_MOST_TOGETHER = 64
+_MOST_LATE = 10_000
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-+=@.")
+#: The text of the error for a Maildir in which a thread hangs.
+STUCK = "its file system does not answer"
 _sync_data = getattr(os, "fdatasync", os.fsync)
 
 
@@ -52,6 +53,11 @@ class MaildirDelivery:
     prefix: bytes
     make: bool = True
     root: str = ""
+
+    @property
+    def file(self) -> str:
+        """Where the message is once it was delivered, until a reader moves it."""
+        return f"{self.directory}/new/{self.name}"
 
 
 def path_part(text: str) -> str:
@@ -89,6 +95,24 @@ def file_name(queue_id: str, recipient: Address, received_at: float, hostname: s
     return f"{int(received_at)}.Q{queue_id}R{who}.{host}"
 
 
+@dataclass(slots=True)
+class MaildirProgress:
+    """What a thread does about a message; the reactor reads it.
+
+    ``steps`` grows as the file system answers, and ``directory`` is the Maildir that is worked on. Once it is
+    ``given_up``, nothing more is to be delivered.
+    """
+
+    steps: int = 0
+    directory: str = ""
+    given_up: bool = False
+
+    def begin(self, directory: str) -> None:
+        """Go on with this Maildir; empty: with none."""
+        self.steps += 1
+        self.directory = directory
+
+
 @dataclass(frozen=True, slots=True)
 class MaildirJob:
     """One message to be dropped; ``content`` must have ``size`` octets, and is closed when it was written.
@@ -102,15 +126,22 @@ class MaildirJob:
     deliveries: Sequence[MaildirDelivery]
     done: set[int] = field(default_factory=set, compare=False)
     queue_id: str = ""
+    progress: MaildirProgress = field(default_factory=MaildirProgress, compare=False)
 
 
 Errors = list[OSError | SpoolError | NoMailbox | None]
 
 
 class MaildirWriter:
-    """Writes messages into Maildirs. Blocks: to be called in a thread, from any number of them."""
+    """Writes messages into Maildirs. Blocks: to be called in a thread, from any number of them.
+
+    ``stuck`` has the Maildirs in which another thread hangs: nothing is tried there. ``late`` has the files
+    that a thread made after its message was given up. Threads only look into both.
+    """
 
     def __init__(self) -> None:
+        self.stuck: dict[str, int] = {}
+        self.late: BoundedMap[str, None] = BoundedMap(_MOST_LATE)
         self._known: set[str] = set()
 
     def write(self, jobs: Sequence[MaildirJob]) -> list[Errors]:
@@ -123,6 +154,8 @@ class MaildirWriter:
         for job in jobs:
             results.append(self._write_job(job, written))
         for directory, places in written.items():
+            for job, _, _ in places:
+                job.progress.begin(directory)
             try:
                 _sync_directory(f"{directory}/new")
             except OSError as error:
@@ -131,11 +164,18 @@ class MaildirWriter:
             else:
                 for job, _, place in places:
                     job.done.add(place)
+            for job, _, _ in places:
+                job.progress.begin("")
         return results
 
     def _write_job(self, job: MaildirJob, written: dict[str, list[tuple[MaildirJob, Errors, int]]]) -> Errors:
         errors: Errors = []
         for drop in job.deliveries:
+            if drop.file in self.late:
+                job.done.add(len(errors))
+                errors.append(None)
+                continue
+            job.progress.begin(drop.directory)
             try:
                 self._deliver(job, drop)
             except (OSError, SpoolError, NoMailbox) as error:
@@ -152,11 +192,15 @@ class MaildirWriter:
             else:
                 written.setdefault(drop.directory, []).append((job, errors, len(errors)))
                 errors.append(None)
+        job.progress.begin("")
         with contextlib.suppress(OSError):  # it was only read
             job.content.close()
         return errors
 
     def _deliver(self, job: MaildirJob, drop: MaildirDelivery) -> None:
+        _check_wanted(job)
+        if drop.directory in self.stuck:
+            raise OSError(errno.ETIMEDOUT, STUCK)
         if drop.directory not in self._known:
             self._provide(drop)
         try:
@@ -186,7 +230,8 @@ class MaildirWriter:
                 _sync_data(descriptor)
             finally:
                 os.close(descriptor)
-            os.rename(temporary, f"{drop.directory}/new/{drop.name}")
+            _check_wanted(job)
+            os.rename(temporary, drop.file)
         except (OSError, SpoolError):
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -199,48 +244,6 @@ class MaildirWriter:
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known.add(directory)
-
-
-class MaildirThreads:
-    """Writes jobs in threads, together those that wait for one.
-
-    A thread that takes what has come meanwhile costs one hop and one sync of a directory for many
-    messages, and gets more of the interpreter than one thread for each.
-    """
-
-    def __init__(self, pool: WorkerPool, threads: int) -> None:
-        self.threads = threads
-        self._pool = pool
-        self._writer = MaildirWriter()
-        self._waiting: deque[tuple[MaildirJob, Deferred[Errors]]] = deque()
-        self._busy = 0
-
-    def write(self, job: MaildirJob) -> Deferred[Errors]:
-        """Make the job's drops; fires with the error of each, or None."""
-        done: Deferred[Errors] = Deferred()
-        self._waiting.append((job, done))
-        self._start()
-        return done
-
-    def _start(self) -> None:
-        if not self._waiting or self._busy >= self.threads:
-            return
-        self._busy += 1
-        # A fair share: the others sync at the same time, which the disk does together.
-        share = min(-(-len(self._waiting) // self.threads), _MOST_TOGETHER)
-        batch = [self._waiting.popleft() for _ in range(share)]
-        work = self._pool.call(self._writer.write, [job for job, _ in batch])
-        work.addBoth(self._finished, [done for _, done in batch])
-
-    def _finished(self, results: list[Errors] | Failure, waiting: list[Deferred[Errors]]) -> None:
-        self._busy -= 1
-        self._start()
-        if isinstance(results, Failure):
-            for done in waiting:
-                done.errback(results)
-            return
-        for done, errors in zip(waiting, results, strict=True):
-            done.callback(errors)
 
 
 def _percent(char: str) -> str:
@@ -282,11 +285,17 @@ def _sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
+def _check_wanted(job: MaildirJob) -> None:
+    if job.progress.given_up:
+        raise OSError(errno.ETIMEDOUT, STUCK)
+
+
 def _copy(job: MaildirJob, prefix: bytes, descriptor: int) -> None:
     copied = -len(prefix)
     chunk = prefix + job.content.read(_CHUNK)
     while chunk:
         _write(descriptor, chunk)
+        job.progress.steps += 1
         copied += len(chunk)
         chunk = job.content.read(_CHUNK)
     if copied != job.size:

@@ -5,14 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from elemta.delivery.maildir import (
-    Errors,
-    MaildirDelivery,
-    MaildirJob,
-    MaildirThreads,
-    file_name,
-    maildir_path,
-)
+from elemta.delivery.maildir import Errors, MaildirDelivery, MaildirJob, file_name, maildir_path
+from elemta.delivery.maildir_threads import MaildirThreads
 from elemta.delivery.routes import MaildirRoute
 from elemta.delivery.settings import DeliverySettings
 from elemta.delivery.transport import MessageToDeliver, Transport, TransportKind, TransportServices
@@ -30,11 +24,15 @@ class MaildirTransport(Transport):
 
     def __init__(self, services: TransportServices) -> None:
         self._hostname = services.settings.hostname
-        self._threads = MaildirThreads(services.threads, services.settings.maildir_threads)
+        self._threads = MaildirThreads(services.runtime.reactor, services.threads, services.settings)
+
+    @property
+    def hangs(self) -> bool:
+        return self._threads.hang
 
     def reconfigure(self, settings: DeliverySettings) -> None:
         self._hostname = settings.hostname
-        self._threads.threads = settings.maildir_threads
+        self._threads.settings = settings
 
     async def deliver(
         self, message: MessageToDeliver[MaildirRoute], recipients: Sequence[Recipient]

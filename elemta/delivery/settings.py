@@ -68,9 +68,12 @@ class DeliverySettings:
 
     At most ``max_messages`` messages are under way at one time and ``max_recipients`` go with one
     transaction; ``maildir_threads`` write to Maildirs, ``read_threads`` read contents for next hops;
+    a thread whose file system gives no answer for ``maildir_deadline`` is left alone, and replaced for up to
+    ``stuck_threads``;
     ``grace`` is how long a stop waits for deliveries under way; ``lifetime`` bounds a transaction as a whole;
     ``poll`` is the longest time between two looks into the queue. After ``warn_after`` (0: never) a sender
-    gets a notice that a message waits. A notice returns a failed message of up to ``bounce_size_limit``
+    gets a notice that a message waits. ``ahead`` is in that and in ``retries``, see
+    :meth:`for_a_clock_ahead`. A notice returns a failed message of up to ``bounce_size_limit``
     octets whole. ``expand`` gives the addresses that mail for an address goes to, by the aliases. ``trace``
     has the watches that conversations with next hops are shown to.
 
@@ -93,6 +96,8 @@ class DeliverySettings:
     max_messages: int = 500
     max_recipients: int = 100
     maildir_threads: int = 2
+    maildir_deadline: float = 30.0
+    stuck_threads: int = 4
     read_threads: int = 4
     connect_timeout: float = 30.0
     head_start: float = 0.25
@@ -106,6 +111,7 @@ class DeliverySettings:
     lifetime: float = 7200.0
     poll: float = 5.0
     warn_after: float = 14400.0
+    ahead: float = 0.0
     bounce_size_limit: int = 50 * 1024
     mx_port: int = 25
     own_names: tuple[str, ...] = ()
@@ -118,15 +124,16 @@ class DeliverySettings:
 
     @property
     def threads(self) -> int:
-        """All threads that delivery may use."""
-        return self.maildir_threads + self.read_threads
+        """All threads that delivery may use, with those that hang in the file system of a Maildir."""
+        return self.maildir_threads + self.read_threads + self.stuck_threads
 
     def for_a_clock_ahead(self, seconds: float) -> DeliverySettings:
         """The same by a clock that is so much ahead of the one that says when a message was received."""
         if not seconds:
             return self
         retries = replace(self.retries, expire=self.retries.expire + seconds)
-        return replace(self, retries=retries, warn_after=self.warn_after and self.warn_after + seconds)
+        warn_after = self.warn_after and self.warn_after + seconds
+        return replace(self, retries=retries, warn_after=warn_after, ahead=self.ahead + seconds)
 
     @classmethod
     def from_config(cls, config: Config, runtime: Runtime, domains: Domains) -> DeliverySettings:

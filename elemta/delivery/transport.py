@@ -56,6 +56,11 @@ class TransportServices:
 class Transport(Protocol):
     """Delivers the messages of all routes of its kind."""
 
+    @property
+    def hangs(self) -> bool:
+        """Whether one of the threads hangs in work for an attempt that is over."""
+        return False
+
     async def deliver(
         self, message: MessageToDeliver[Any], recipients: Sequence[Recipient]
     ) -> Sequence[Outcome]:

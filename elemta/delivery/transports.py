@@ -74,6 +74,11 @@ class Transports:
         """Whether all attempts in a destination wait for a limit on open connections."""
         return self._connections.pool.is_kept_from(destination)
 
+    @property
+    def hang(self) -> bool:
+        """Whether a thread hangs in work for an attempt that is over."""
+        return any(transport.hangs for transport in self._transports.values())
+
     def deliver(
         self, message: QueuedMessage, by_route: Mapping[Route, Sequence[Recipient]], taken: Taken
     ) -> Coroutine[Any, Any, tuple[Outcome, ...]]:
