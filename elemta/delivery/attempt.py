@@ -106,7 +106,7 @@ class AttemptRunner:
             elif by_route.here:
                 await self._deliver(message, by_route)
             else:
-                await self._record(message, _kept_waiting(message, by_route, self._clock.seconds()), None)
+                await self._record(message, _kept_waiting(message, by_route, self._clock.date), None)
         except SpoolError:
             raise
         except Exception as error:
@@ -197,7 +197,7 @@ class AttemptRunner:
                 queue_id=message.queue_id,
             )
         text = "a fault inside Elemta; the log has it"
-        return _all_deferred(message, by_route, text, "4.3.0", self._clock.seconds())
+        return _all_deferred(message, by_route, text, "4.3.0", self._clock.date)
 
     async def _record_rest(
         self,
@@ -208,7 +208,7 @@ class AttemptRunner:
         began: tuple[int, float],
     ) -> None:
         """Record the outcomes of the recipients to which it did not deliver, if there are any."""
-        kept = _kept_waiting(message, by_route, self._clock.seconds()) if by_route.waiting else ()
+        kept = _kept_waiting(message, by_route, self._clock.date) if by_route.waiting else ()
         if rest and furthest(outcomes) is ReachedStage.NOTHING_FREE:
             self._destinations.put_back(message, self._clock.seconds() + _NOTHING_FREE)
             if self._is_too_old(message):
@@ -246,8 +246,9 @@ class AttemptRunner:
         if self._is_too_old(message):
             text = f"it waits for the limit {answer.limit}"
             # RFC 3463 §3.5 X.4.5
-            paced = _all_deferred(message, by_route, text, "4.4.5", now)
-            await self._record(message, (*paced, *_kept_waiting(message, by_route, now)), None)
+            paced = _all_deferred(message, by_route, text, "4.4.5", self._clock.date)
+            kept = _kept_waiting(message, by_route, self._clock.date)
+            await self._record(message, (*paced, *kept), None)
         elif not answer.whole_destination:
             # Not beyond its end: what waits for a limit expires like other mail.
             until = min(until, self._end(message))

@@ -31,6 +31,7 @@ class Destination:
     often in a row the destination was found down, and ``reason`` what was said then. ``back_until`` is not 0
     where it is tried before its time: what is deferred up to then is due, but for the parts ``tried`` since.
     ``regular_probe`` is the time that it would have had, 0 where it is tried at its time.
+    ``started_at`` is when the last attempt began.
     ``ring`` are the destinations that do like this one, and ``waiting`` is how many parts wait in memory.
     """
 
@@ -55,6 +56,7 @@ class Destination:
         "ring",
         "settled_meanwhile",
         "shut_until",
+        "started_at",
         "tried",
         "under_way",
         "waiting",
@@ -74,6 +76,7 @@ class Destination:
         self.broken_off = 0
         self.epoch = 0
         self.last_success = 0.0
+        self.started_at = 0.0
         self.reason: Outcome | None = None
         self.loading = False
         self.known: set[Key] = set()
@@ -112,6 +115,10 @@ class Destination:
     def is_shut(self, now: float) -> bool:
         """Whether nothing in this destination is attempted now."""
         return self.shut_until > now or self.failures > 0
+
+    def is_stalled(self, now: float, longest: float) -> bool:
+        """Whether those under way have kept all others from an attempt for longer than so many seconds."""
+        return 0.0 < self.started_at < now - longest and self.under_way >= self.limit
 
     def bring_forward(self) -> None:
         """What was put off since the destination is down does not wait for the end of that."""

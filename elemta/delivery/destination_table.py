@@ -123,6 +123,11 @@ class DestinationTable:
             *(name for name in names if name not in self.paused and self.is_shut(name, now)),
         ]
 
+    def is_stalled(self, name: str, now: float, longest: float) -> bool:
+        """Whether those under way have kept all others in this destination from an attempt for so long."""
+        destination = self._destinations.get(name)
+        return destination is not None and destination.is_stalled(now, longest)
+
     def is_known(self, message: QueuedMessage) -> bool:
         """Whether the part waits in memory or is under way."""
         destination = self._destinations.get(message.destination)

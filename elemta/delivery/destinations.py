@@ -162,7 +162,7 @@ class Destinations(DestinationTable):
             if ring.turns and (ring is self._known or self._may_start_in(ring, free)):
                 destination = ring.next(now, free)
                 if destination is not None:
-                    return self._start(destination)
+                    return self._start(destination, now)
         return None
 
     def _may_start_in(self, ring: Ring, free: int) -> bool:
@@ -174,8 +174,9 @@ class Destinations(DestinationTable):
         """How many of the free places are for destinations that never answered yet."""
         return free - self.places // 4
 
-    def _start(self, destination: Destination) -> QueuedMessage:
+    def _start(self, destination: Destination, now: float) -> QueuedMessage:
         message = destination.pop()
+        destination.started_at = now
         ring = destination.ring
         ring.waiting -= 1
         if ring is self._failing:

@@ -17,7 +17,7 @@ from elemta.delivery.delivery_record import let_observers_keep, tell_ended
 from elemta.delivery.destination import Key
 from elemta.delivery.destinations import Destinations
 from elemta.delivery.faulty_parts import RecentFaults, hold_faulty
-from elemta.delivery.notices import FollowUp, follow_up, notice_settings, notices_of, tell
+from elemta.delivery.notices import FollowUp, dated, follow_up, notice_settings, notices_of, tell
 from elemta.delivery.queue import DeliveryQueue, why_unreadable
 from elemta.delivery.settings import DeliverySettings
 from elemta.envelope import Recipient
@@ -34,14 +34,17 @@ _TOGETHER = 50
 _HELD_TOO_LONG = "it was kept here, and could not be delivered for as long as mail is kept"
 # After a start what is due in open destinations is expected to leave; seconds.
 _CATCHING_UP = 60.0
+# A destination is as good as down where those under way keep others from an attempt for so long; seconds.
+_STALLED = 300.0
 
 
 class ExpiryScanner:
     """Walks the queue from its old end.
 
     A message in a destination that is shut is not attempted, so here it expires when its time has come;
-    one in an open destination has a last attempt instead. Delays are reported here, whatever the destination
-    does, but for messages whose attempt is near or under way: the attempt reports the delay, if it has to.
+    one in an open destination has a last attempt instead, unless those before it do not come to an end.
+    Delays are reported here, whatever the destination does, but for messages whose attempt is near or under
+    way: the attempt reports the delay, if it has to.
     """
 
     def __init__(self, queue: DeliveryQueue, destinations: Destinations, settings: DeliverySettings) -> None:
@@ -164,10 +167,10 @@ class ExpiryScanner:
         await self._end_hold(holds[parts[0].key], now)
 
     async def _end_hold(self, held: HeldPart, now: float) -> None:
-        message = held.message
+        message, date = held.message, self._date(now)
         outcomes = [
             Outcome(
-                message.queue_id, each.address, Status.FAILED, _HELD_TOO_LONG, "", "", now, enhanced="5.4.7"
+                message.queue_id, each.address, Status.FAILED, _HELD_TOO_LONG, "", "", date, enhanced="5.4.7"
             )
             for each in message.pending
         ]
@@ -189,11 +192,17 @@ class ExpiryScanner:
         tell_ended(self._queue, message, outcomes, "expired")
 
     def _is_not_attempted(self, part: QueuedMessage, now: float) -> bool:
-        """Whether no attempt for the part is under way or may begin now: its destination is down or it waits
-        for a limit, in the spool or in memory."""
-        if part.queue_id in self._attempted or not self._destinations.is_shut(part.destination, now):
+        """Whether no attempt for the part is under way or may begin now: its destination is down, it waits
+        for a limit, in the spool or in memory, or the attempts before it do not end."""
+        if part.queue_id in self._attempted:
+            return False
+        if not self._destinations.is_shut(part.destination, now) and not self._is_stalled(part, now):
             return False
         return not self._destinations.is_known(part) or self._destinations.waits_in_memory(part)
+
+    def _is_stalled(self, part: QueuedMessage, now: float) -> bool:
+        longest = min(_STALLED, self._in_force.retries.expire)
+        return self._destinations.is_stalled(part.destination, now, longest)
 
     def _is_attempted(self, part: QueuedMessage) -> bool:
         """Whether an attempt is under way or is the next, or was made since the part was read."""
@@ -202,6 +211,8 @@ class ExpiryScanner:
     def _is_near(self, part: QueuedMessage, now: float) -> bool:
         """Whether an attempt is near or under way, or was made since the part was read."""
         destination = part.destination
+        if self._is_stalled(part, now) and self._is_not_attempted(part, now):
+            return False
         soon = self._destinations.is_due(destination, now) if now < self._caught_up_at else False
         return soon or self._destinations.is_about_to_load(destination, now) or self._is_attempted(part)
 
@@ -319,9 +330,9 @@ class ExpiryScanner:
 
     async def _tell(self, message: QueuedMessage, outcomes: Sequence[Outcome], now: float) -> bool:
         """Queue the notices that follow; whether there are any."""
-        settings = notice_settings(self._in_force)
-        notices = notices_of(message, outcomes, settings, now)
-        await tell(self._queue, notices, settings)
+        settings, ahead = notice_settings(self._in_force), self._in_force.ahead
+        notices = notices_of(message, outcomes, settings, now, ahead=ahead)
+        await tell(self._queue, notices, dated(settings, ahead))
         return bool(notices)
 
     async def _settle(self, part: QueuedMessage, outcomes: Sequence[Outcome], following: FollowUp) -> None:
@@ -343,9 +354,14 @@ class ExpiryScanner:
         self, parts: Sequence[QueuedMessage], now: float
     ) -> tuple[QueuedMessage, list[Outcome]]:
         """Parts of one message as one, and why its recipients still wait."""
-        outcomes = [await self._last_outcome(part, who, now) for part in parts for who in part.pending]
+        date = self._date(now)
+        outcomes = [await self._last_outcome(part, who, date) for part in parts for who in part.pending]
         pending = tuple(who for part in parts for who in part.pending)
         return replace(parts[0], pending=pending, warned=False), outcomes
+
+    def _date(self, now: float) -> float:
+        """What people read as the time ``now``."""
+        return now - self._in_force.ahead
 
     async def _last_outcome(self, message: QueuedMessage, recipient: Recipient, now: float) -> Outcome:
         """Why the recipient still waits: what its destination said last, or else the last reply about it."""

@@ -102,12 +102,26 @@ def follow_up(
 
 
 def notices_of(
-    message: QueuedMessage, outcomes: Sequence[Outcome], settings: NoticeSettings, now: float
+    message: QueuedMessage,
+    outcomes: Sequence[Outcome],
+    settings: NoticeSettings,
+    now: float,
+    *,
+    ahead: float = 0.0,
 ) -> tuple[Notice, ...]:
-    """The notices that follow for the sender of a queued message."""
+    """The notices that follow for the sender of a queued message, dated by the time of day.
+
+    ``now`` and ``settings`` are by a clock that is so many seconds ``ahead`` of it.
+    """
     pending = message.pending
     known = [recipient.address for recipient in pending] if message.warned else ()
-    return notices_for(message.envelope, pending, outcomes, now=now, settings=settings, warned=known)
+    notices = notices_for(message.envelope, pending, outcomes, now=now, settings=settings, warned=known)
+    return tuple(replace(notice, at=notice.at - ahead) for notice in notices) if ahead else notices
+
+
+def dated(settings: NoticeSettings, ahead: float) -> NoticeSettings:
+    """The same for what people read, by the time of day; see :func:`notices_of`."""
+    return replace(settings, expire=settings.expire - ahead) if ahead else settings
 
 
 def _any_left(outcomes: Sequence[Outcome]) -> bool:
@@ -141,7 +155,8 @@ async def record(
     SpoolError: the outcomes are not stored yet.
     """
     about = notice_settings(settings)
-    notices = notices_of(message, outcomes, about, now)
+    notices = notices_of(message, outcomes, about, now, ahead=settings.ahead)
+    about = dated(about, settings.ahead)
     try:
         await tell(queue, [notice for notice in notices if notice.kind is NoticeKind.FAILURE], about)
     except Exception as error:

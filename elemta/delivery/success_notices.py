@@ -53,8 +53,8 @@ class SuccessNotices:
                     if recipient.address in owed
                 ]
                 recipients, outcomes = zip(*found, strict=True)
-                now = self._clock.seconds()
-                await self._send(Notice(NoticeKind.SUCCESS, message.envelope, recipients, outcomes, now))
+                date = self._clock.date
+                await self._send(Notice(NoticeKind.SUCCESS, message.envelope, recipients, outcomes, date))
         except Exception as error:
             # The spool knows what is owed, so the next look finds it.
             tell_operator(message, error)
@@ -90,7 +90,7 @@ class SuccessNotices:
             self._sending.discard(queue_id)
 
     async def _queue_notice(self, owed: Notice) -> None:
-        settings, now = notice_settings(self.settings), self._clock.seconds()
+        settings, now = notice_settings(self.settings), self._clock.date
         envelope, recipients = owed.envelope, owed.recipients
         delivered = [replace(each, status=Status.DELIVERED, dsn_passed_on=False) for each in owed.outcomes]
         notices = notices_for(envelope, recipients, delivered, now=now, settings=settings)

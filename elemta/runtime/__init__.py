@@ -214,6 +214,11 @@ class SteadyWall:
         ahead = -self.behind
         return ahead if ahead >= _NO_STEP else 0.0
 
+    @property
+    def date(self) -> float:
+        """What people read as the time: as :meth:`seconds`, without what it is ahead of the time of day."""
+        return self.seconds() - self.ahead
+
     def follow_what_lasts(self) -> None:
         """Take over by how much the time of day was ahead for an hour; to be called every few seconds.
 

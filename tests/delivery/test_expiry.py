@@ -171,3 +171,21 @@ async def test_nobody_is_told_of_a_delay_before_it_is_known_what_may_leave(quiet
         await quiet.until(lambda: queue.walks)
     finally:
         await delivery.stopService()
+
+
+@ensureDeferred
+async def test_mail_behind_attempts_that_do_not_end_is_reported_and_given_up(quiet: Quiet) -> None:
+    await quiet.send_late(30)
+    quiet.destinations.due_at(DESTINATION, 0.0)
+    await quiet.load()
+    under_way = 0
+    while quiet.destinations.take(quiet.now, 100) is not None:
+        under_way += 1
+    waiting = quiet.destinations.waiting
+    assert under_way > 0
+    assert waiting > 0
+    # Those in memory are the next ones, as long as an attempt may end soon.
+    assert await quiet.told_at(quiet.now + 299) == 30 - under_way - waiting
+    assert await quiet.told_at(quiet.now + 301) == 30 - under_way
+    await quiet.aging.walk(quiet.now + 200_000, lambda: True)
+    assert len(await quiet.queued()) == under_way

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 
 import pytest
 
@@ -56,6 +58,24 @@ def test_mail_that_comes_after_the_clock_was_put_back_has_its_whole_time(
     simulation.step = step
     assert has_its_time(simulation)
     assert len(simulation.attempts) >= 5
+
+
+@pytest.mark.parametrize("step", [-90.0, -3600.0, -6 * DAY])
+def test_notices_have_the_dates_of_the_clock_that_was_put_back(simulation: Simulation, step: float) -> None:
+    simulation.step = step
+    simulation.run(10.0)
+    sent = simulation.clock.seconds()
+    simulation.send("hop.example")
+    simulation.run(EXPIRED + LATE)
+    assert len(simulation.queue.notices) == 2
+    for (at, text), date in zip(simulation.queue.notices, simulation.queue.dates, strict=True):
+        assert date - step == pytest.approx(at, abs=2.0)
+        dates = re.findall(r"^(Last-Attempt-Date|Will-Retry-Until|Arrival-Date): (.*)$", text, re.MULTILINE)
+        found = {name: parsedate_to_datetime(text.strip()).timestamp() - step for name, text in dates}
+        assert found["Arrival-Date"] == pytest.approx(sent, abs=2.0)
+        assert sent - 2.0 <= found["Last-Attempt-Date"] <= at + 2.0
+        if "Will-Retry-Until" in found:
+            assert found["Will-Retry-Until"] == pytest.approx(sent + EXPIRED, abs=2.0)
 
 
 def test_mail_that_waits_while_the_clock_is_put_back_waits_no_longer_for_an_attempt(

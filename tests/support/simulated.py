@@ -48,11 +48,15 @@ class Writer:
 
 @dataclass
 class MemoryQueue:
-    """A queue that is a dict; ``notices`` are the texts of the notices to senders, by their times."""
+    """A queue that is a dict; ``notices`` are the texts of the notices to senders, by their times.
+
+    ``dates`` are the dates of those notices.
+    """
 
     clock: Clock
     parts: dict[str, dict[tuple[str, int], QueuedMessage]] = field(default_factory=dict)
     notices: list[tuple[float, str]] = field(default_factory=list)
+    dates: list[float] = field(default_factory=list)
     changes: int = 0
     healthy: bool = True
     settled: bool = True
@@ -142,6 +146,7 @@ class MemoryQueue:
         self, writer: Writer, submission: Submission, *, pays: Notice | None = None
     ) -> Deferred[Envelope]:
         self.notices.append((self.clock.seconds(), writer.text.decode()))
+        self.dates.append(submission.received_at)
         return succeed(Envelope(writer.queue_id, submission.sender, submission.recipients, 0.0, 1))
 
     def token(self, octets: int) -> str:
@@ -311,7 +316,7 @@ class Simulation:
             "as simulated",
             "mx:",
             message.destination,
-            self.clock.seconds(),
+            self.clock.seconds() + self.step,
             answer.seconds,
             code,
             "4.4.1" if code == 0 else "4.2.0",
