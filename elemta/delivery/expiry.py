@@ -31,6 +31,8 @@ _log = Logger()
 _PAGE = 500
 # Messages for which something is done at the same time, so that they share the commits of the spool.
 _TOGETHER = 50
+_WAITS = "it waits for its turn"
+_BEHIND_OTHERS = "it waits behind other messages, which the next hop does not confirm"
 _HELD_TOO_LONG = "it was kept here, and could not be delivered for as long as mail is kept"
 # After a start what is due in open destinations is expected to leave; seconds.
 _CATCHING_UP = 60.0
@@ -354,8 +356,7 @@ class ExpiryScanner:
         self, parts: Sequence[QueuedMessage], now: float
     ) -> tuple[QueuedMessage, list[Outcome]]:
         """Parts of one message as one, and why its recipients still wait."""
-        date = self._date(now)
-        outcomes = [await self._last_outcome(part, who, date) for part in parts for who in part.pending]
+        outcomes = [await self._last_outcome(part, who, now) for part in parts for who in part.pending]
         pending = tuple(who for part in parts for who in part.pending)
         return replace(parts[0], pending=pending, warned=False), outcomes
 
@@ -365,25 +366,19 @@ class ExpiryScanner:
 
     async def _last_outcome(self, message: QueuedMessage, recipient: Recipient, now: float) -> Outcome:
         """Why the recipient still waits: what its destination said last, or else the last reply about it."""
-        reason = self._destinations.reason(message.destination)
+        reason, date = self._destinations.reason(message.destination), self._date(now)
         if reason is not None:
             return replace(
-                reason, queue_id=message.queue_id, recipient=recipient.address, at=now, seconds=0.0
+                reason, queue_id=message.queue_id, recipient=recipient.address, at=date, seconds=0.0
             )
-        return await self._recorded(message, recipient, now)
-
-    async def _recorded(self, message: QueuedMessage, recipient: Recipient, now: float) -> Outcome:
+        text = _BEHIND_OTHERS if self._is_stalled(message, now) else _WAITS
+        # RFC 3463 §3.5 X.4.5
         waiting = Outcome(
-            message.queue_id,
-            recipient.address,
-            Status.DEFERRED,
-            "it waits for its turn",
-            "",
-            "",
-            now,
-            # RFC 3463 §3.5 X.4.5
-            enhanced="4.4.5",
+            message.queue_id, recipient.address, Status.DEFERRED, text, "", "", date, enhanced="4.4.5"
         )
+        return await self._recorded(message, recipient, waiting)
+
+    async def _recorded(self, message: QueuedMessage, recipient: Recipient, waiting: Outcome) -> Outcome:
         try:
             record = await self._queue.show(message.queue_id)
         except UnknownMessage:

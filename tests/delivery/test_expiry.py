@@ -189,3 +189,4 @@ async def test_mail_behind_attempts_that_do_not_end_is_reported_and_given_up(qui
     assert await quiet.told_at(quiet.now + 301) == 30 - under_way
     await quiet.aging.walk(quiet.now + 200_000, lambda: True)
     assert len(await quiet.queued()) == under_way
+    assert any("the next hop does not confirm" in " ".join(each.split()) for each in await quiet.bounces())
