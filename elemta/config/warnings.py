@@ -38,7 +38,7 @@ _USED_OFFERS = ("8BITMIME", "AUTH", "CHUNKING", "DSN", "PIPELINING", "SIZE", "SM
 
 def without_effect(config: Config) -> Iterator[Fault]:
     """Settings that were given explicitly and change nothing, each with the reason."""
-    every = (_listeners, _tls, _submission, _valkey, _limits, _policies, _routes)
+    every = (_listeners, _tls, _submission, _valkey, _limits, _policies, _routes, _spool)
     for find in every:
         yield from find(config)
 
@@ -167,6 +167,12 @@ def _routes(config: Config) -> Iterator[Fault]:
                 problem = f'has no effect for "{domain}": route[{earlier}] before it matches'
                 yield _note(config, f"{key}.domains", problem)
             seen.setdefault(domain.lower(), number)
+
+
+def _spool(config: Config) -> Iterator[Fault]:
+    if config.spool.warn_after >= config.spool.expire:
+        problem = f"mail is given up after {config.spool.expire:g} s, before its delay is reported"
+        yield from _given(config, "spool.warn_after", problem)
 
 
 def _ignored_offers(config: Config, key: str, route: RouteConfig, kind: TargetKind) -> Iterator[Fault]:

@@ -108,5 +108,9 @@ def say_cautions(cautions: Sequence[Fault]) -> None:
     """What is allowed and dangerous, in the log."""
     for caution in cautions:
         _log.warn(
-            "a setting is dangerous", event="config.warning_given", key=caution.key, note=caution.problem
+            "a setting is dangerous",
+            event="config.warning_given",
+            file=caution.place,
+            key=caution.key,
+            note=caution.problem,
         )

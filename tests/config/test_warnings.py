@@ -132,6 +132,10 @@ def test_an_exception_of_something_that_is_counted_has_an_effect(per: str, entry
             f'{BY_MX}ignore_offers = ["chunkin", "size"]',
             'route[1].ignore_offers[1]: has no effect: Elemta does not use "chunkin" (did you mean "CHUNKING"?)',
         ),
+        (
+            '[spool]\nexpire = "1m"\nwarn_after = "1m"',
+            "spool.warn_after: has no effect: mail is given up after 60 s, before its delay is reported",
+        ),
         (f"{HOLD}refuse_networks = []", "route[1].refuse_networks: has no effect: it is for mx:"),
         (
             EARLY,

@@ -43,7 +43,8 @@ def test_a_reload_that_opens_the_relay_says_so(daemon: Daemon) -> None:
     words = daemon.config.read_text().replace("[domains]", '[domains]\nrelay_from = ["0.0.0.0/0"]', 1)
     daemon.config.write_text(words)
     reload(daemon)
-    assert daemon.wait_for("config.warning_given")["key"] == "domains.relay_from[1]"
+    warned = daemon.wait_for("config.warning_given")
+    assert (warned["file"], warned["key"]) == (str(daemon.config), "domains.relay_from[1]")
     notes = json.loads(daemon.ctl("--json", "status").stdout)["notes"]
     assert "domains.relay_from[1]" in [note["key"] for note in notes]
 
