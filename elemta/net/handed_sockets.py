@@ -16,11 +16,16 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReact
 from elemta.errors import ListenFailed
 
 
-def descriptor_of(port: IListeningPort, endpoint: str) -> int:
-    """The descriptor of a listening socket. ListenFailed: it has none that another process could inherit."""
+def shared_descriptor(port: IListeningPort, endpoint: str) -> int:
+    """The descriptor of a listening socket for other processes; this one never shuts it down from now on.
+
+    Raises ListenFailed where it has none that another process could inherit.
+    """
     fileno = getattr(port, "fileno", None)
     if fileno is None:
         raise ListenFailed(f"{endpoint} is no socket that workers could accept from: set workers = 1")
+    # At a stop workers accept until they hear of it: after a shutdown their accept() fails with EINVAL.
+    cast(Any, port)._shouldShutdown = False
     return int(fileno())
 
 

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from elemta.config.endpoint import systemd_index, tcp_endpoint
 from elemta.errors import ListenFailed
 from elemta.ip import with_port
-from elemta.net.handed_sockets import descriptor_of, listen_at
+from elemta.net.handed_sockets import listen_at, shared_descriptor
 from elemta.net.inherited_sockets import InheritedSocket, inherited_sockets, sockets_for, warn_of_unused
 
 _log = Logger()
@@ -108,7 +108,9 @@ class Listener:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """Those of its sockets, for a process that shall accept from them. Raises ListenFailed."""
-        return tuple(descriptor_of(port, f"listener {self.name}: {self.endpoint}") for port in self._ports)
+        return tuple(
+            shared_descriptor(port, f"listener {self.name}: {self.endpoint}") for port in self._ports
+        )
 
     def _listen(self, endpoint: str, reactor: IReactorCore) -> Deferred[IListeningPort]:
         listening: Deferred[IListeningPort] = serverFromString(reactor, endpoint).listen(self.factory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from pathlib import Path
 from typing import Any, cast
@@ -71,6 +72,20 @@ async def test_the_end_of_one_leaves_the_socket_to_the_others(kind: str, tmp_pat
     await second.close()
     await bound.close()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@ensureDeferred
+async def test_the_end_of_the_process_that_bound_it_shuts_the_socket_down_for_no_other(
+    kind: str, tmp_path: Path
+) -> None:
+    bound, _ = listener("tcp:0:interface=127.0.0.1" if kind == "tcp" else f"unix:{tmp_path}/smtp.sock")
+    bound.bind(REACTOR)
+    with socket.socket(fileno=os.dup(bound.descriptors[0])) as inherited:
+        await bound.close()
+        inherited.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            inherited.accept()
 
 
 def test_what_is_no_socket_is_refused(tmp_path: Path) -> None:
