@@ -24,7 +24,7 @@ _LOOK_EVERY = 5.0
 
 
 @dataclass(slots=True, eq=False)
-class _Batch:
+class _MaildirBatch:
     """What one thread writes; ``steps`` is what it had done at the time ``since``."""
 
     jobs: Sequence[MaildirJob]
@@ -52,8 +52,8 @@ class MaildirThreads:
         self._pool = pool
         self._writer = MaildirWriter()
         self._waiting: deque[tuple[MaildirJob, Deferred[Errors]]] = deque()
-        self._busy: dict[_Batch, None] = {}
-        self._stuck: dict[_Batch, None] = {}
+        self._busy: dict[_MaildirBatch, None] = {}
+        self._stuck: dict[_MaildirBatch, None] = {}
         self._look_call: IDelayedCall | None = None
 
     @property
@@ -80,7 +80,7 @@ class MaildirThreads:
         share = min(-(-len(self._waiting) // threads), _MOST_TOGETHER)
         taken = [self._waiting.popleft() for _ in range(share)]
         jobs = [job for job, _ in taken]
-        batch = _Batch(jobs, [done for _, done in taken], self._reactor.seconds())
+        batch = _MaildirBatch(jobs, [done for _, done in taken], self._reactor.seconds())
         self._busy[batch] = None
         self._look_later()
         self._pool.call(self._writer.write, jobs).addBoth(self._finished, batch)
@@ -92,7 +92,7 @@ class MaildirThreads:
             job.content.close()
             done.callback(_errors_of(job))
 
-    def _finished(self, results: list[Errors] | Failure, batch: _Batch) -> None:
+    def _finished(self, results: list[Errors] | Failure, batch: _MaildirBatch) -> None:
         if batch in self._stuck:
             self._came_back(batch)
             self._start()
@@ -127,7 +127,7 @@ class MaildirThreads:
         if self._busy:
             self._look_later()
 
-    def _give_up(self, batch: _Batch) -> None:
+    def _give_up(self, batch: _MaildirBatch) -> None:
         for job in batch.jobs:
             job.progress.given_up = True
         batch.directory = next((job.progress.directory for job in batch.jobs if job.progress.directory), "")
@@ -146,7 +146,7 @@ class MaildirThreads:
         for job, done in zip(batch.jobs, batch.waiting, strict=True):
             done.callback(_errors_of(job))
 
-    def _came_back(self, batch: _Batch) -> None:
+    def _came_back(self, batch: _MaildirBatch) -> None:
         del self._stuck[batch]
         stuck = self._writer.stuck
         stuck[batch.directory] -= 1

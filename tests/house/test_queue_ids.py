@@ -29,6 +29,9 @@ OTHER_SUBJECTS = (
     "http.",
     "listener.",
     "log.",
+    # A thread has several messages.
+    "maildir.answered",
+    "maildir.stuck",
     "metrics.",
     "nodes.",
     "notify.",

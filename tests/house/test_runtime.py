@@ -121,7 +121,8 @@ def test_delivery_and_the_spool_take_no_date_from_the_reactor() -> None:
         for package in ("delivery", "spool")
         for path in sorted((ROOT / package).rglob("*.py"))
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if "reactor.seconds()" in line and path.name != "dialer.py"  # how long hosts were slow
+        # How long hosts were slow, and threads hung.
+        if "reactor.seconds()" in line and path.name not in ("dialer.py", "maildir_threads.py")
     ]
     assert asked == []
 
