@@ -80,6 +80,7 @@ def test_a_set_of_limits_holds_on_every_node_and_after_a_start_without_valkey(
         second.wait_until_ready()
         assert "per-address" in names(second)
         valkey.start()
+        until(lambda: first.metric("valkey_up{") == 1, "the first node is connected again")
         assert first.ctl("limits", "rollback", "0", "--yes").returncode == 0
         second.wait_for("limits.push_taken", version=4)
         assert "per-address" not in names(second)
