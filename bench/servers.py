@@ -376,7 +376,7 @@ def free_port() -> int:
 
 def cpu_seconds(root: int) -> float:
     """User and system time of a process, its descendants, and the children that they waited for."""
-    _, used = _processes()
+    _, used = processes()
     return sum(used.get(pid, 0) for pid in descendants(root)) / TICKS
 
 
@@ -388,7 +388,7 @@ def own_cpu_seconds(pid: int) -> float:
 
 def descendants(root: int) -> list[int]:
     """A process, and all below it."""
-    children, _ = _processes()
+    children, _ = processes()
     found = [root]
     for pid in found:
         found.extend(children.get(pid, ()))
@@ -405,7 +405,7 @@ def memory(root: int) -> float:
     return float(total)
 
 
-def _processes() -> tuple[dict[int, list[int]], dict[int, int]]:
+def processes() -> tuple[dict[int, list[int]], dict[int, int]]:
     """The children of each process, and the ticks that each has used."""
     children: dict[int, list[int]] = {}
     used: dict[int, int] = {}
