@@ -106,6 +106,8 @@ def page(results: Results, pictures: str) -> str:
         parts.append("**A quick run: too short for figures that hold.**")
     if busy:
         parts.append(f"**Other programs used more than {MOST:.0%} of the cores during {len(busy)} runs.**")
+    if results.get("scale", 1.0) != 1.0:
+        parts.append(f"Each scenario had {results['scale']:g} times its messages.")
     if results["skipped"]:
         parts.append("Not in it:\n\n" + "\n".join(f"- {each}" for each in results["skipped"]))
     for part, words in (("accept", "Accepted"), ("relay", "Relayed")):
@@ -229,6 +231,8 @@ def write(results: Results, target: Path) -> list[Path]:
     directory.mkdir(exist_ok=True)
     written = [target]
     for part, words in (("accept", "Accepted"), ("relay", "Relayed")):
+        if not medians(results, part, "rate"):
+            continue
         for figure, suffix, unit in (
             ("rate", "", "messages a second"),
             ("cpu", "-cpu", "CPU seconds for 1,000 messages"),

@@ -18,6 +18,7 @@ from pathlib import Path
 DOMAIN = "bench.test"
 START_SECONDS = 30.0
 HOLD_SECONDS = 120.0
+STOP_SECONDS = 10.0
 CONNECTIONS = 20  # to the next hop; Postfix's default
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -291,8 +292,15 @@ smtp_tls_security_level = none
         return self.SERVICES
 
     def stop(self) -> None:
+        running: list[int] = []
+        with suppress(OSError, ValueError):  # it did not start
+            running = descendants(self.pid())
         with suppress(BenchError):
             self._postfix("stop")
+        # What its processes still do would be the work of others in the next run.
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(Path(f"/proc/{pid}").exists() for pid in running) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def _postfix(self, command: str) -> None:
         done = subprocess.run(

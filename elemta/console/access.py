@@ -9,7 +9,7 @@ from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -32,6 +32,7 @@ from elemta.ops import audit
 from elemta.ops.admin import AdminRequest
 from elemta.ops.admin_errors import AdminRefusal
 from elemta.runtime import Runtime, WorkerPool
+from elemta.runtime.periodic_task import start_periodic_task
 
 COOKIE = b"elemta_session"
 LISTENER = "console"
@@ -80,8 +81,9 @@ class ConsoleAccess:
             {"localhost", socket.gethostname().lower(), *(name.lower().rstrip(".") for name in hostnames)}
         )
         self.sessions = ConsoleSessions(runtime)
-        self._watch = LoopingCall(self._watch_first_token)
-        self._watch.clock = runtime.reactor
+        self._reactor = runtime.reactor
+        # While there is no user: the first one ends the first token, though no request comes.
+        self._watch: LoopingCall | None = None
         self._threads: WorkerPool = runtime.threads.pool("elemta-console", 1)
 
     async def start(self) -> None:
@@ -90,25 +92,20 @@ class ConsoleAccess:
         self._threads.start()
         await self.refresh()
         if self._first_token.is_valid:
-            self._watch.start(_WATCH_SECONDS, now=False).addErrback(
-                lambda failure: _log.failure(
-                    "a periodic task ended with an internal error", failure, event="daemon.task_failed"
-                )
-            )
-
-    def _watch_first_token(self) -> Deferred[None]:
-        """Let it end with the first user, though no request comes."""
-        return Deferred.fromCoroutine(self._look_for_first_user())
+            self._watch = start_periodic_task(self._reactor, _WATCH_SECONDS, self._look_for_first_user)
 
     async def _look_for_first_user(self) -> None:
         await self.refresh()
-        if not self._first_token.is_valid and self._watch.running:
+        if not self._first_token.is_valid:
+            self._end_watch()
+
+    def _end_watch(self) -> None:
+        if self._watch is not None and self._watch.running:
             self._watch.stop()
 
     async def stop(self) -> None:
         """End the threads."""
-        if self._watch.running:
-            self._watch.stop()
+        self._end_watch()
         await self._authenticator.stop()
         await self._threads.join()
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -33,6 +32,7 @@ from elemta.ops.admin_socket import SOCKET_NAME, AdminSocket
 from elemta.ops.http import Ready, metrics_site
 from elemta.ops.metrics import LoopLag
 from elemta.policy import QueuePage
+from elemta.runtime.periodic_task import start_periodic_task
 from elemta.spool import Spool
 from elemta.spool.partition import partitions_in
 
@@ -127,7 +127,7 @@ class RunningServices:
             delivery.startService()
         lag = LoopLag(shared.metrics, reactor)
         lag.start()
-        loops = tuple(_every(reactor, seconds, call) for seconds, call in tasks)
+        loops = tuple(start_periodic_task(reactor, seconds, call) for seconds, call in tasks)
         running = cls(
             shared,
             components,
@@ -234,19 +234,3 @@ def _delivery_factory(
     from elemta.daemon.delivery_factory import DeliveryFactory  # noqa: PLC0415 - only where there is mail
 
     return DeliveryFactory(shared, shared.mail, components, components.mail, places=places, pauses=pauses)
-
-
-def _every(reactor: ReactorBase, seconds: float, call: Callable[[], object]) -> LoopingCall:
-    def once() -> object:
-        # Twisted 22.4's LoopingCall would let a coroutine lie.
-        result = call()
-        return Deferred.fromCoroutine(result) if isinstance(result, Coroutine) else result
-
-    loop = LoopingCall(once)
-    loop.clock = reactor
-    loop.start(seconds, now=False).addErrback(
-        lambda failure: _log.failure(
-            "a periodic task ended with an internal error", failure, event="daemon.task_failed"
-        )
-    )
-    return loop

@@ -55,9 +55,10 @@ class MaildirThreads:
         self._busy: dict[_MaildirBatch, None] = {}
         self._stuck: dict[_MaildirBatch, None] = {}
         self._look_call: IDelayedCall | None = None
+        self._looked_at = 0.0
 
     @property
-    def hang(self) -> bool:
+    def has_stuck_thread(self) -> bool:
         """Whether a thread hangs in a file system."""
         return bool(self._stuck)
 
@@ -113,14 +114,17 @@ class MaildirThreads:
 
     def _look_later(self) -> None:
         if self._look_call is None:
+            self._looked_at = self._reactor.seconds()
             self._look_call = self._reactor.callLater(_LOOK_EVERY, self._look)
 
     def _look(self) -> None:
         self._look_call = None
         now = self._reactor.seconds()
+        # While this process stands still, so do its threads: that time is no file system's.
+        stood_still = now - self._looked_at > 2 * _LOOK_EVERY
         for batch in list(self._busy):
             steps = sum(job.progress.steps for job in batch.jobs)
-            if steps != batch.steps:
+            if stood_still or steps != batch.steps:
                 batch.steps, batch.since = steps, now
             elif now - batch.since >= self.settings.maildir_deadline:
                 self._give_up(batch)

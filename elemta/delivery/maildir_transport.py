@@ -27,8 +27,8 @@ class MaildirTransport(Transport):
         self._threads = MaildirThreads(services.runtime.reactor, services.threads, services.settings)
 
     @property
-    def hangs(self) -> bool:
-        return self._threads.hang
+    def has_stuck_thread(self) -> bool:
+        return self._threads.has_stuck_thread
 
     def reconfigure(self, settings: DeliverySettings) -> None:
         self._hostname = settings.hostname

@@ -227,7 +227,7 @@ class DeliveryScheduler(Service):
         self._judge.stop()
         self._destinations.drop_all()
         self._set_aside.clear()
-        if ended and not self._transports.hang:
+        if ended and not self._transports.has_stuck_thread:
             await self._pool.join()
         else:
             # A thread hangs in the file system of a Maildir, or in that of the spool.

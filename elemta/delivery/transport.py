@@ -57,7 +57,7 @@ class Transport(Protocol):
     """Delivers the messages of all routes of its kind."""
 
     @property
-    def hangs(self) -> bool:
+    def has_stuck_thread(self) -> bool:
         """Whether one of the threads hangs in work for an attempt that is over."""
         return False
 

@@ -75,9 +75,9 @@ class Transports:
         return self._connections.pool.is_kept_from(destination)
 
     @property
-    def hang(self) -> bool:
+    def has_stuck_thread(self) -> bool:
         """Whether a thread hangs in work for an attempt that is over."""
-        return any(transport.hangs for transport in self._transports.values())
+        return any(transport.has_stuck_thread for transport in self._transports.values())
 
     def deliver(
         self, message: QueuedMessage, by_route: Mapping[Route, Sequence[Recipient]], taken: Taken

@@ -10,7 +10,7 @@ When a call gets no answer in time, what it may have charged is taken back as so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -87,7 +87,7 @@ class ValkeyStore:
             return fail(self._valkey.overloaded("too many decisions are under way"))
         parts = []
         full = False
-        for tag, some in self._by_tag(requests).items() if self._valkey.clustered else (("", requests),):
+        for tag, some in self._by_tag(requests):
             decision = QueuedDecision(some)
             parts.append(decision.deferred)
             waiting = self._waiting.setdefault(tag, [])
@@ -123,12 +123,14 @@ class ValkeyStore:
             handover=handover,
         )
 
-    def _by_tag(self, requests: Sequence[Request]) -> dict[str, Sequence[Request]]:
+    def _by_tag(self, requests: Sequence[Request]) -> Iterable[tuple[str, Sequence[Request]]]:
         """Which requests are for the same server."""
+        if not self._valkey.clustered:
+            return (("", requests),)
         by_tag: dict[str, list[Request]] = {}
         for request in requests:
             by_tag.setdefault(self._keys.tag(request), []).append(request)
-        return dict(by_tag)
+        return by_tag.items()
 
     def _send(self) -> None:
         """At the end of the turn, and before it where a call is full."""

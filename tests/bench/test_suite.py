@@ -248,6 +248,21 @@ def test_a_run_is_written_between_the_marks_and_can_be_written_again(
         ElementTree.parse(tmp_path / "performance" / f"{name}.svg")
 
 
+def test_a_part_that_was_not_run_has_no_table_and_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: dict[str, Any]
+) -> None:
+    results["runs"] = [run for run in results["runs"] if run["part"] == "accept"]
+    results["scale"] = 0.5
+    code, page = _written(tmp_path, monkeypatch, results)
+    assert code == 0
+    assert "Relayed" not in page.read_text()
+    assert "Each scenario had 0.5 times its messages." in page.read_text()
+    assert sorted(path.name for path in (tmp_path / "performance").iterdir()) == [
+        "accept-cpu.svg",
+        "accept.svg",
+    ]
+
+
 @pytest.mark.parametrize("what", ["busy", "busy with limits", "busy with workers", "quick"])
 def test_nothing_is_written_of_a_busy_machine_or_a_quick_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: dict[str, Any], what: str

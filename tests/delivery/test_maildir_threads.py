@@ -97,7 +97,7 @@ def test_mail_that_hangs_is_deferred_and_is_not_delivered_after_that(disk: Disk)
     # Of eve's nothing is known before that directory was synced, which comes last.
     assert errors_in(results) == [STUCK, STUCK]
     assert disk.files == ["eve/new/1.Q1R1.h"]
-    assert not disk.threads.hang
+    assert not disk.threads.has_stuck_thread
     disk.hangs_at = ""
     again = disk.write("eve", "bob")
     disk.pool.go_on()
@@ -116,10 +116,10 @@ def test_while_one_maildir_hangs_others_get_their_mail_and_it_gets_no_other_thre
     del disk.threads._writer.stuck[str(disk.directory / "bob")]
     disk.pass_time()
     assert errors_in(first) == [STUCK]
-    assert disk.threads.hang
+    assert disk.threads.has_stuck_thread
     stuck()
     # It was given up before it began.
-    assert not disk.threads.hang
+    assert not disk.threads.has_stuck_thread
     assert disk.files == ["eve/new/2"]
 
 
@@ -152,7 +152,16 @@ def test_slow_is_not_stuck(disk: Disk) -> None:
     (job,) = next(iter(disk.threads._busy)).jobs
     for _ in range(10):
         job.progress.steps += 1
-        disk.clock.advance(DEADLINE * 0.9)
+        disk.clock.pump([DEADLINE / 10] * 9)
+    assert results == []
+    disk.pool.go_on()
+    assert errors_in(results) == ["None"]
+
+
+def test_a_process_that_stood_still_takes_no_file_system_for_stuck(disk: Disk) -> None:
+    results = disk.write("bob")
+    for _ in range(5):
+        disk.clock.advance(100 * DEADLINE)
     assert results == []
     disk.pool.go_on()
     assert errors_in(results) == ["None"]
